@@ -81,7 +81,7 @@ def load_settings(
         )
         settings = Settings(_build_sources=(sources, {}))  # type: ignore[call-arg]
     except ValidationError as error:
-        problems += [_problem(detail) for detail in error.errors()]
+        problems += [_problem(detail) for detail in error.errors() if _is_own_fault(detail)]
     except SettingsError as error:
         problems.append(str(error))
     if problems:
@@ -172,6 +172,11 @@ def _keys_of(section: str) -> Iterable[str]:
     field = Settings.model_fields.get(section)
     kind = field.annotation if field else None
     return kind.model_fields if isinstance(kind, type) and issubclass(kind, Section) else ()
+
+
+def _is_own_fault(error: ErrorDetails) -> bool:
+    """Whether an error is more than the echo of another one in the same section."""
+    return error["type"] != "default_factory_not_called"
 
 
 def _problem(error: ErrorDetails) -> str:
