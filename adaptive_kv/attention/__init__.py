@@ -1,0 +1,1 @@
+"""Attention over pages: one function that transformers calls, and what answers it."""

@@ -1,0 +1,69 @@
+"""What each mode would cost for the sequences of this moment, from page arithmetic alone.
+
+`page_bytes` is exact: once its pages have settled, a sequence weighs precisely this. What exists
+only during a step (`workspace_bytes`) is bounded from above from the model's widths, because the
+memory budget and the choice of `disabled` depend on it.
+"""
+
+from dataclasses import dataclass
+
+from adaptive_kv.cache.disabled import MLP_CHUNK_TOKENS
+from adaptive_kv.cache.formats import make_formats
+from adaptive_kv.cache.geometry import Keep, LayerGroup
+from adaptive_kv.cache.plan import Reach, make_plan
+from adaptive_kv.policy import CacheMode
+
+SCORE_BYTES = 16 * 2**20
+"""Attention scores are computed for as many queries at a time as fit into this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelWidths:
+    """Widths that decide how large a step's activations are; `itemsize` in bytes."""
+
+    hidden: int
+    mlp: int
+    """Intermediate size of the MLP; for mixtures of experts, of all that a token may pass."""
+    query: int
+    """Query heads times head size, of the widest layer."""
+    vocab: int
+    itemsize: int
+
+
+def page_bytes(
+    mode: CacheMode, num_tokens: int, group: LayerGroup, keep: Keep, gap_stop: int = 0
+) -> int:
+    """Bytes of one group's pages for one settled sequence of `num_tokens` in `mode`."""
+    formats = make_formats(group)
+    spans = make_plan(mode, num_tokens, keep, formats, Reach(group.window, gap_stop))
+    total = 0
+    for span in spans:
+        if span.format is None:
+            continue
+        used = formats[span.format]
+        num_pages = -(-(span.stop - span.start) // used.tokens_per_page)
+        total += num_pages * (group.page_bytes + (group.side_bytes if used.is_packed else 0))
+    return total
+
+
+def workspace_bytes(
+    widths: ModelWidths, groups: tuple[LayerGroup, ...], num_new: int, num_logits: int, longest: int
+) -> int:
+    """A bound of what a step needs besides pages.
+
+    `num_new` tokens go through the model, `num_logits` of them through its head; `longest` is the
+    longest context among them, in tokens.
+    """
+    row_elements = max(group.row_elements for group in groups)
+    hidden = num_new * widths.hidden * 6
+    attention = num_new * (widths.query * 3 + row_elements * 3)
+    mlp = min(num_new, MLP_CHUNK_TOKENS) * widths.mlp * 4
+    gathered = (longest + num_new) * row_elements * 2
+    activations = (hidden + attention + mlp + gathered) * widths.itemsize
+    scores = min(3 * SCORE_BYTES, 3 * 4 * num_new * (longest + num_new) * _heads(widths, groups))
+    logits = num_logits * widths.vocab * 4 * 4
+    return activations + scores + logits
+
+
+def _heads(widths: ModelWidths, groups: tuple[LayerGroup, ...]) -> int:
+    return -(-widths.query // min(group.key_dim for group in groups))

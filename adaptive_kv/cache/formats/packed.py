@@ -1,0 +1,107 @@
+"""What int8 and int4 share: asymmetric codes with 16-bit scales and minima beside the page.
+
+Keys have one scale per channel over the page's tokens, values one per token over the channels
+(KIVI, arXiv 2402.02750). Codes are rounded against the scales as stored, so that reading gives
+back exactly what was rounded to.
+
+    page, per layer:  | K codes: head, token, dim | V codes: head, token, dim |
+    side, per layer:  | K scale: head, dim | K min: head, dim | V scale: head, token | V min |
+"""
+
+import torch
+from torch import Tensor
+
+from adaptive_kv.cache.formats.base import Run
+from adaptive_kv.cache.formats.full import split_rows
+from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, LayerGroup
+from adaptive_kv.cache.slab import Slab
+
+_SMALLEST_SCALE = 6e-8  # float16's smallest step: a constant channel still divides
+
+
+class Packed:
+    """Pages of `bits`-bit codes."""
+
+    name: str
+    bits: int
+    is_packed = True
+
+    def __init__(self, group: LayerGroup) -> None:
+        self._group = group
+        self.tokens_per_page = PAGE_TOKENS_16_BIT * 16 // self.bits
+
+    def read(self, run: Run, layers: slice) -> tuple[Tensor, Tensor]:
+        """As `Format.read`."""
+        codes = [view[layers][:, :, run.index] for view in self._code_views(run.slab)]
+        sides = [view[layers][:, :, _side_index(run)] for view in self._side_views(run)]
+        keys = self._unrotate(_dequantize(self._unpack(codes[0]), sides[0], sides[1]))
+        values = _dequantize(self._unpack(codes[1]), sides[2], sides[3])
+        dtype = self._group.dtype
+        return keys.flatten(2, 3).to(dtype), values.flatten(2, 3).to(dtype)
+
+    def write(self, run: Run, keys: Tensor, values: Tensor) -> None:
+        """As `Format.write`."""
+        pages = (-1, self.tokens_per_page)
+        keys = self._rotate(keys.float()).unflatten(2, pages)
+        values = values.float().unflatten(2, pages)
+        key_codes, key_scale, key_min = _quantize(keys, self.bits, dim=3)
+        value_codes, value_scale, value_min = _quantize(values, self.bits, dim=4)
+        for view, codes in zip(self._code_views(run.slab), (key_codes, value_codes), strict=True):
+            view[:, :, run.index] = self._pack(codes)
+        sides = (key_scale, key_min, value_scale, value_min)
+        for view, side in zip(self._side_views(run), sides, strict=True):
+            view[:, :, _side_index(run)] = side
+
+    def _rotate(self, keys: Tensor) -> Tensor:
+        return keys
+
+    def _unrotate(self, keys: Tensor) -> Tensor:
+        return keys
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        return codes
+
+    def _unpack(self, codes: Tensor) -> Tensor:
+        return codes
+
+    def _code_views(self, slab: Slab) -> tuple[Tensor, ...]:
+        return slab.view(self.name, self._make_code_views)
+
+    def _make_code_views(self, payload: Tensor) -> tuple[Tensor, ...]:
+        group, share = self._group, 8 // self.bits
+        flat = payload.unflatten(1, (group.num_layers, -1))
+        dims = (group.key_dim // share, group.value_dim // share)
+        return split_rows(flat, group, self.tokens_per_page, *dims)
+
+    def _side_views(self, run: Run) -> tuple[Tensor, ...]:
+        assert run.side is not None
+        return run.side.view(self.name, self._make_side_views)
+
+    def _make_side_views(self, payload: Tensor) -> tuple[Tensor, ...]:
+        """Four views `[layers, kv_heads, pages, 1 or tokens, dim or 1]`, float16."""
+        group, heads = self._group, self._group.num_kv_heads
+        flat = payload.view(torch.float16).unflatten(1, (group.num_layers, -1))
+        sizes = [heads * group.key_dim] * 2 + [heads * self.tokens_per_page] * 2
+        parts = flat[..., : sum(sizes)].split(sizes, dim=-1)
+        keys = [part.unflatten(-1, (heads, 1, group.key_dim)) for part in parts[:2]]
+        values = [part.unflatten(-1, (heads, self.tokens_per_page, 1)) for part in parts[2:]]
+        return tuple(part.permute(1, 2, 0, 3, 4) for part in (*keys, *values))
+
+
+def _side_index(run: Run) -> Tensor:
+    assert run.side_index is not None
+    return run.side_index
+
+
+def _dequantize(codes: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
+    return codes.float() * scale.float() + minimum.float()
+
+
+def _quantize(rows: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (uint8), scale and minimum (float16) of float32 `rows`, one pair along `dim`."""
+    low, high = rows.amin(dim, keepdim=True), rows.amax(dim, keepdim=True)
+    levels = 2**bits - 1
+    minimum = low.half()
+    scale = ((high - low) / levels).half().clamp_min(_SMALLEST_SCALE)
+    codes = ((rows - minimum.float()) / scale.float()).round_().clamp_(0, levels)
+    return codes.to(torch.uint8), scale, minimum

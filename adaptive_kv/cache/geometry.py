@@ -1,0 +1,58 @@
+"""The shape of a model's cache: which layers share pages, and how large a page is."""
+
+from dataclasses import dataclass
+
+import torch
+
+PAGE_TOKENS_16_BIT = 16
+BLOCK_TOKENS = 64
+"""Tokens of the densest page. Tokens are dropped in blocks of this many, counted from the end of
+the sinks, so that what stays can always be packed and bytes are a function of length alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Layers whose pages are alike; one page holds the same tokens of all of them.
+
+    `key_dim` and `value_dim` are sizes of one head. `window` is the model's own sliding window in
+    tokens, None for full attention.
+    """
+
+    layers: tuple[int, ...]
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    window: int | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers share a page."""
+        return len(self.layers)
+
+    @property
+    def row_elements(self) -> int:
+        """Elements of one token's keys and values in one layer."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, the same in every format: 16 tokens in a 16-bit type."""
+        return self.num_layers * self.row_elements * PAGE_TOKENS_16_BIT * 2
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of scales and minima beside one packed page (16 bits each, densest format)."""
+        return self.num_layers * self.num_kv_heads * (2 * self.key_dim + 2 * BLOCK_TOKENS) * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What no mode packs: `sinks` first tokens (no window drops them) and `recent` newest ones."""
+
+    sinks: int = 16
+    recent: int = 128
+
+    def __post_init__(self) -> None:
+        whole = -(-self.sinks // PAGE_TOKENS_16_BIT) * PAGE_TOKENS_16_BIT
+        object.__setattr__(self, "sinks", whole)

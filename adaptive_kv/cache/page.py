@@ -1,0 +1,197 @@
+"""Pages: constant bytes each, handed out lowest first, so that high slabs run empty.
+
+    slab 0                  slab 1                  slab 2 (given back)
+    | p0 | p1 | p2 | p3 |   | p4 | p5 | -- | -- |   . . . . . . . . . .
+                                        \\ free; the last one is the spare
+
+One free page is always kept as the spare: with it, a whole pool can be converted in place.
+"""
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from adaptive_kv.cache.slab import Budget, Slab
+
+NUM_SPARE = 1
+
+
+@dataclass(slots=True, eq=False)
+class Page:
+    """One page of a sequence: tokens `[start, start + num_tokens)` in one format.
+
+    `id` is its place in the pool and may change when slabs are emptied; nobody keeps a copy of it
+    beyond a step. `side` is the place of its scales in the side pool.
+    """
+
+    id: int
+    format: str
+    start: int
+    num_tokens: int = 0
+    is_exact: bool = True
+    side: "Page | None" = None
+
+    @property
+    def stop(self) -> int:
+        """The position after the last stored token."""
+        return self.start + self.num_tokens
+
+
+class PagePool:
+    """Pages of one size, in slabs that come and go.
+
+    `epoch` changes whenever a live page moved: addresses computed before are void.
+    """
+
+    def __init__(
+        self, page_bytes: int, slab_bytes: int, budget: Budget, device: torch.device
+    ) -> None:
+        self.page_bytes = page_bytes
+        self.pages_per_slab = max(2, slab_bytes // page_bytes)
+        self.epoch = 0
+        self._budget = budget
+        self.device = device
+        self._slabs: dict[int, Slab] = {}
+        self._free: list[int] = []
+        self._live: dict[int, Page] = {}
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of one slab of this pool."""
+        return self.pages_per_slab * self.page_bytes
+
+    @property
+    def num_slabs(self) -> int:
+        """Slabs held now."""
+        return len(self._slabs)
+
+    @property
+    def num_live(self) -> int:
+        """Pages in use."""
+        return len(self._live)
+
+    @property
+    def num_free(self) -> int:
+        """Free pages of the slabs held, the spare included."""
+        return len(self._free)
+
+    def pages_within(self, num_bytes: int) -> int:
+        """How many more pages fit if slabs may take `num_bytes` more."""
+        return (
+            max(0, self.num_free - NUM_SPARE) + num_bytes // self.slab_bytes * self.pages_per_slab
+        )
+
+    def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
+        """A page, at the lowest free place; grows by a slab where none is free.
+
+        Only a switch may use the spare. Raises `torch.OutOfMemoryError`; nothing is taken then.
+        """
+        if len(self._free) <= (0 if may_use_spare else NUM_SPARE):
+            self._grow()
+        page = Page(heapq.heappop(self._free), format_name, start)
+        self._live[page.id] = page
+        self._slab_of(page.id).num_live += 1
+        return page
+
+    def give(self, pages: Iterable[Page]) -> None:
+        """Free pages; their slabs stay until `trim`."""
+        for page in pages:
+            del self._live[page.id]
+            heapq.heappush(self._free, page.id)
+            self._slab_of(page.id).num_live -= 1
+
+    def trim(self, min_slabs: int = 0) -> None:
+        """Give back empty slabs, highest first, as long as a spare page stays for those in use."""
+        empty = [number for number, slab in self._slabs.items() if slab.num_live == 0]
+        for number in sorted(empty, reverse=True):
+            num_left = len(self._free) - self.pages_per_slab
+            if len(self._slabs) > min_slabs and (num_left >= NUM_SPARE or not self._live):
+                self._free_places_outside(number)
+                self._forget(number)
+
+    def keep_spare(self) -> None:
+        """Take a slab now if no page is free, so that a later switch needs none.
+
+        Raises `torch.OutOfMemoryError`.
+        """
+        if not self._free:
+            self._grow()
+
+    def empty_one_slab(self) -> int:
+        """Move the pages of the emptiest slab elsewhere if they fit, and give it back.
+
+        Returns the bytes moved; 0 when there was nothing to gain.
+        """
+        if len(self._free) < self.pages_per_slab + NUM_SPARE or len(self._slabs) < 2:
+            return 0
+        number = min(self._slabs, key=lambda n: (self._slabs[n].num_live, -n))
+        inside = self._free_places_outside(number)
+        moving = [self._live.pop(place) for place in inside if place in self._live]
+        for page in moving:
+            self._move(page)
+        self._forget(number)
+        return len(moving) * self.page_bytes
+
+    def slab_and_index(self, page: Page) -> tuple[Slab, int]:
+        """The slab a page lies in, and its index there."""
+        number, index = divmod(page.id, self.pages_per_slab)
+        return self._slabs[number], index
+
+    def slab_number(self, page: Page) -> int:
+        """The number of the slab a page lies in."""
+        return page.id // self.pages_per_slab
+
+    def slab(self, number: int) -> Slab:
+        """A slab by its number."""
+        return self._slabs[number]
+
+    def check(self) -> None:
+        """Every place is either free or live, once; counts agree. Cheap enough for idle time."""
+        places = sorted([*self._free, *self._live])
+        expected = [
+            number * self.pages_per_slab + index
+            for number in sorted(self._slabs)
+            for index in range(self.pages_per_slab)
+        ]
+        assert places == expected, "a page is lost or owned twice"
+        assert sum(slab.num_live for slab in self._slabs.values()) == len(self._live)
+        assert all(page.id == place for place, page in self._live.items())
+
+    def _move(self, page: Page) -> None:
+        old, index = self._slab_of(page.id), page.id % self.pages_per_slab
+        page.id = heapq.heappop(self._free)
+        slab, new_index = self.slab_and_index(page)
+        slab.payload[new_index].copy_(old.payload[index])
+        slab.num_live += 1
+        self._live[page.id] = page
+        self.epoch += 1
+
+    def _grow(self) -> None:
+        self._budget.take_slab(self.slab_bytes)
+        number = next(n for n in range(len(self._slabs) + 1) if n not in self._slabs)
+        try:
+            self._slabs[number] = Slab(self.pages_per_slab, self.page_bytes, self.device)
+        except torch.OutOfMemoryError:
+            self._budget.give_slab(self.slab_bytes)
+            raise
+        first = number * self.pages_per_slab
+        for place in range(first, first + self.pages_per_slab):
+            heapq.heappush(self._free, place)
+
+    def _free_places_outside(self, number: int) -> range:
+        """Take the places of a slab off the free list; returns all its places."""
+        first = number * self.pages_per_slab
+        inside = range(first, first + self.pages_per_slab)
+        self._free = [place for place in self._free if place not in inside]
+        heapq.heapify(self._free)
+        return inside
+
+    def _forget(self, number: int) -> None:
+        self._slabs.pop(number).release()
+        self._budget.give_slab(self.slab_bytes)
+        self.epoch += 1
+
+    def _slab_of(self, place: int) -> Slab:
+        return self._slabs[place // self.pages_per_slab]

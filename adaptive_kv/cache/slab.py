@@ -1,0 +1,120 @@
+"""Slabs: large pieces of device memory, taken one at a time and given back at once.
+
+On CUDA a slab is an allocation of its own, large enough that `empty_cache` returns it to the
+driver. On CPU it is an anonymous map: dropping it returns the memory to the system at once.
+"""
+
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class MemoryLimitError(torch.OutOfMemoryError):
+    """What the device would say, said by our own limits: the budget, or the guard's floor."""
+
+    def __init__(self, what: str, needed_bytes: int, left_bytes: int) -> None:
+        super().__init__(f"out of memory: {what} needs {needed_bytes} bytes, {left_bytes} are left")
+        self.needed_bytes = needed_bytes
+
+
+class Budget:
+    """Counts what this process takes and refuses what would go over its limits.
+
+    `limit_bytes` caps weights + slabs + workspace for good (None: no cap), so that any device
+    behaves like a small GPU. `allowance_bytes` is what the guard lets slabs take from the device
+    until its next reading (None: not limited).
+    """
+
+    def __init__(self, limit_bytes: int | None = None, weights_bytes: int = 0) -> None:
+        self.limit_bytes = limit_bytes
+        self.allowance_bytes: int | None = None
+        self.weights_bytes = weights_bytes
+        self.cache_bytes = 0
+        self.workspace_bytes = 0
+        self.peak_cache_bytes = 0
+
+    @property
+    def used_bytes(self) -> int:
+        """Weights, slabs and the workspace of the present step."""
+        return self.weights_bytes + self.cache_bytes + self.workspace_bytes
+
+    @contextmanager
+    def workspace(self, num_bytes: int) -> Iterator[None]:
+        """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
+        self._check("the step's workspace", num_bytes)
+        self.workspace_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self.workspace_bytes -= num_bytes
+
+    def take_slab(self, num_bytes: int) -> None:
+        """Count a slab in. Raises `torch.OutOfMemoryError` where a limit would be broken."""
+        self._check("a slab", num_bytes)
+        if self.allowance_bytes is not None:
+            if num_bytes > self.allowance_bytes:
+                raise MemoryLimitError("a slab above the floor", num_bytes, self.allowance_bytes)
+            self.allowance_bytes -= num_bytes
+        self.cache_bytes += num_bytes
+        self.peak_cache_bytes = max(self.peak_cache_bytes, self.cache_bytes)
+
+    def give_slab(self, num_bytes: int) -> None:
+        """Count a slab out."""
+        self.cache_bytes -= num_bytes
+        if self.allowance_bytes is not None:
+            self.allowance_bytes += num_bytes
+
+    def _check(self, what: str, num_bytes: int) -> None:
+        if self.limit_bytes is not None and self.used_bytes + num_bytes > self.limit_bytes:
+            raise MemoryLimitError(what, num_bytes, max(0, self.limit_bytes - self.used_bytes))
+
+
+class Slab:
+    """`num_pages` pages of `page_bytes` each, and which of them are free.
+
+    `payload` is uint8 `[num_pages, page_bytes]`. Formats keep typed views of it in `views`; they
+    end with the slab.
+    """
+
+    __slots__ = ("_map", "num_live", "payload", "views")
+
+    def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
+        num_bytes = num_pages * page_bytes
+        self._map: mmap.mmap | None = None
+        self.num_live = 0
+        self.views: dict[str, tuple[Tensor, ...]] = {}
+        if device.type == "cpu":
+            self._map = _map_anonymous(num_bytes)
+            flat = torch.frombuffer(self._map, dtype=torch.uint8)
+        else:
+            flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self.payload = flat.view(num_pages, page_bytes)
+
+    def view(self, key: str, make: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """A format's views of this slab, made once."""
+        views = self.views.get(key)
+        if views is None:
+            views = self.views[key] = make(self.payload)
+        return views
+
+    def release(self) -> None:
+        """Give the memory back to the device now; the slab must not be used again."""
+        device = self.payload.device
+        self.views.clear()
+        del self.payload
+        if self._map is not None:
+            # A tensor that still refers to the map keeps its addresses, not its memory.
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._map = None
+        elif device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _map_anonymous(num_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryLimitError("a slab", num_bytes, 0) from error

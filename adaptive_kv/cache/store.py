@@ -1,0 +1,143 @@
+"""The pages of all sequences: one pool of pages and one of scales for each group of layers."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from adaptive_kv.cache.formats import Format, Full, make_formats
+from adaptive_kv.cache.geometry import Keep, LayerGroup
+from adaptive_kv.cache.page import Page, PagePool
+from adaptive_kv.cache.slab import Budget
+
+_SIDE_SHARE = 16  # a slab of scales is this much smaller than a slab of pages
+
+
+class GroupPages:
+    """Pages of one layer group, with scales beside those that are packed.
+
+    While any page is in use one slab of scales is held, so that packing under pressure needs no
+    memory that was not there before.
+    """
+
+    def __init__(
+        self, group: LayerGroup, slab_bytes: int, budget: Budget, device: torch.device
+    ) -> None:
+        self.group = group
+        self.formats: dict[str, Format] = make_formats(group)
+        self.pages = PagePool(group.page_bytes, slab_bytes, budget, device)
+        self.sides = PagePool(group.side_bytes, slab_bytes // _SIDE_SHARE, budget, device)
+
+    @property
+    def full(self) -> Full:
+        """The format that new tokens are written in."""
+        full = self.formats["full"]
+        assert isinstance(full, Full)
+        return full
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of pages and scales in use."""
+        return (
+            self.pages.num_live * self.group.page_bytes
+            + self.sides.num_live * self.group.side_bytes
+        )
+
+    def page_bytes(self, format_name: str) -> int:
+        """Bytes that one page in this format weighs, its scales included."""
+        side = self.group.side_bytes if self.formats[format_name].is_packed else 0
+        return self.group.page_bytes + side
+
+    def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
+        """One page. Raises `torch.OutOfMemoryError`; nothing is taken then."""
+        page = self.pages.take(format_name, start, may_use_spare=may_use_spare)
+        try:
+            if self.formats[format_name].is_packed:
+                page.side = self.sides.take("scales", start, may_use_spare=True)
+            else:
+                self.sides.keep_spare()
+        except torch.OutOfMemoryError:
+            self.pages.give([page])
+            self._trim()
+            raise
+        return page
+
+    def give(self, pages: Iterable[Page]) -> None:
+        """Free pages and give empty slabs back to the device at once."""
+        pages = list(pages)
+        self.pages.give(pages)
+        self.sides.give(page.side for page in pages if page.side is not None)
+        self._trim()
+
+    def empty_one_slab(self) -> int:
+        """Bytes moved to give one more slab back; 0 when there was nothing to gain."""
+        moved_bytes = self.pages.empty_one_slab() or self.sides.empty_one_slab()
+        self._trim()
+        return moved_bytes
+
+    def check(self) -> None:
+        """Raise AssertionError if a page is lost or owned twice."""
+        self.pages.check()
+        self.sides.check()
+        num_packed = self.sides.num_live
+        assert num_packed <= self.pages.num_live, "scales without a page"
+
+    def _trim(self) -> None:
+        self.pages.trim()
+        self.sides.trim(min_slabs=1 if self.pages.num_live else 0)
+
+
+class PageStore:
+    """What the engine owns of the cache; `SequenceCache` takes its pages here."""
+
+    def __init__(
+        self,
+        groups: Sequence[LayerGroup],
+        *,
+        keep: Keep,
+        slab_bytes: int,
+        budget: Budget,
+        device: torch.device,
+    ) -> None:
+        self.keep = keep
+        self.budget = budget
+        self.device = device
+        self.groups = tuple(GroupPages(group, slab_bytes, budget, device) for group in groups)
+        self.place_of_layer = {
+            layer: (number, place)
+            for number, group in enumerate(groups)
+            for place, layer in enumerate(group.layers)
+        }
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of pages and scales in use, of all sequences."""
+        return sum(pages.used_bytes for pages in self.groups)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes taken from the device, used or not."""
+        return self.budget.cache_bytes
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever pages moved or slabs went: addresses computed before are void."""
+        return sum(pages.pages.epoch + pages.sides.epoch for pages in self.groups)
+
+    def compact(self, max_bytes: int) -> int:
+        """Empty slabs whose pages fit elsewhere, moving about `max_bytes`; returns bytes moved."""
+        moved_bytes = 0
+        for pages in self.groups:
+            while moved_bytes < max_bytes and (moved := pages.empty_one_slab()):
+                moved_bytes += moved
+        return moved_bytes
+
+    def check(self) -> None:
+        """Raise AssertionError if any page is lost, owned twice or miscounted."""
+        for pages in self.groups:
+            pages.check()
+        held = sum(
+            pool.num_slabs * pool.slab_bytes
+            for pages in self.groups
+            for pool in (pages.pages, pages.sides)
+        )
+        assert held == self.budget.cache_bytes, "slabs and their count differ"

@@ -1,0 +1,236 @@
+"""The page table of one sequence, and what its pages are worth.
+
+A step either commits whole or leaves no trace: `reserve` takes pages for the step's tokens, the
+forward writes into them, `commit` makes them count; `roll_back` undoes a reservation.
+
+    pages of a group   | sinks, full | packed | packed | full | full: 5 of 16 tokens | reserved |
+    positions          0 ................................................ num_stored ^
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptive_kv.cache.formats.base import Run
+from adaptive_kv.cache.page import Page
+from adaptive_kv.cache.plan import Reach, make_plan
+from adaptive_kv.cache.span import Span
+from adaptive_kv.cache.store import GroupPages, PageStore
+from adaptive_kv.policy import CacheMode
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What a group of layers finds in the cache: runs of pages, and their tokens' positions.
+
+    `positions` is int64 `[tokens]` on the store's device. Reading the runs one after the other
+    gives these tokens, and, where the last page is not full, garbage behind them.
+    """
+
+    runs: tuple[Run, ...]
+    positions: Tensor
+
+
+class SequenceCache:
+    """Pages of one sequence in every layer group. Setting `mode` is what starts a switch."""
+
+    def __init__(self, store: PageStore, mode: CacheMode) -> None:
+        self.store = store
+        self.num_stored = 0
+        self.is_settled = True
+        """Whether every page is as the mode's plan wants it."""
+        self._mode = mode
+        self._tables: list[list[Page]] = [[] for _ in store.groups]
+        self._gap_stops = [0 for _ in store.groups]
+        self._has_lost_tokens = False
+        self._pasts: dict[int, Past] = {}
+        self._pasts_epoch = -1
+        self._is_exact: bool | None = None
+
+    @property
+    def mode(self) -> CacheMode:
+        """How this cache should be kept; pages follow a bounded amount per step."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: CacheMode) -> None:
+        self._mode = mode
+        self.is_settled = False
+        if mode.is_disabled:
+            self.drop()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether everything a next token would attend to is as a fresh full run would have it."""
+        if self._is_exact is None:
+            pages = itertools.chain.from_iterable(self._tables)
+            self._is_exact = not self._has_lost_tokens and all(page.is_exact for page in pages)
+        return self._is_exact
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of this sequence's pages, scales included."""
+        return sum(
+            pages.page_bytes(page.format)
+            for pages, table in zip(self.store.groups, self._tables, strict=True)
+            for page in table
+        )
+
+    def pages(self, group: int) -> tuple[Page, ...]:
+        """The pages of a layer group in the order of their tokens."""
+        return tuple(self._tables[group])
+
+    def plan(self, group: int, mode: CacheMode | None = None) -> list[Span]:
+        """What this (or another) mode wants of the stored tokens in a layer group."""
+        pages = self.store.groups[group]
+        reach = Reach(pages.group.window, self._gap_stops[group])
+        mode = self._mode if mode is None else mode
+        return make_plan(mode, self.num_stored, self.store.keep, pages.formats, reach)
+
+    def reserve(self, num_new: int) -> None:
+        """Have full pages for the next `num_new` tokens in every group.
+
+        Raises `torch.OutOfMemoryError`; what was reserved before stays, nothing new is kept.
+        """
+        taken: list[tuple[GroupPages, list[Page], Page]] = []
+        try:
+            for pages, table in zip(self.store.groups, self._tables, strict=True):
+                while self._room_end(pages, table) < self.num_stored + num_new:
+                    start = self._room_end(pages, table)
+                    page = pages.take("full", start)
+                    table.append(page)
+                    taken.append((pages, table, page))
+        except torch.OutOfMemoryError:
+            for pages, table, page in reversed(taken):
+                table.remove(page)
+                pages.give([page])
+            raise
+        if taken:
+            self.is_settled = False
+            self._changed()
+
+    def commit(self, num_new: int, *, is_exact: bool) -> None:
+        """Count `num_new` written tokens in; `is_exact` tells whether they saw an exact past."""
+        if not is_exact:
+            self._is_exact = False
+        for pages, table in zip(self.store.groups, self._tables, strict=True):
+            size = pages.full.tokens_per_page
+            for page in reversed(table):
+                if page.stop == page.start + size or page.format != "full":
+                    break
+                page.num_tokens = max(0, min(size, self.num_stored + num_new - page.start))
+                page.is_exact &= is_exact
+        self.num_stored += num_new
+        self._pasts.clear()
+
+    def roll_back(self) -> None:
+        """Give back the pages of a step that did not happen."""
+        for pages, table in zip(self.store.groups, self._tables, strict=True):
+            unused = [page for page in table if page.num_tokens == 0]
+            if unused:
+                table[:] = [page for page in table if page.num_tokens]
+                pages.give(unused)
+        self._changed()
+
+    def drop(self) -> None:
+        """Give back every page; the token ids of the sequence are the truth."""
+        for pages, table in zip(self.store.groups, self._tables, strict=True):
+            dropped, table[:] = list(table), []
+            pages.give(dropped)
+        self.num_stored = 0
+        self._gap_stops = [0 for _ in self._tables]
+        self._has_lost_tokens = False
+        self.is_settled = True
+        self._changed()
+
+    def replace(self, group: int, old: Iterable[Page], new: Iterable[Page]) -> None:
+        """Put `new` pages where the adjacent `old` ones are, and give the old ones back."""
+        old, table = list(old), self._tables[group]
+        first = table.index(old[0])
+        table[first : first + len(old)] = new
+        self.store.groups[group].give(old)
+        self._changed()
+
+    def forget(self, group: int, span: Span) -> None:
+        """Drop the pages of a span that the plan drops, and remember the gap."""
+        pages, table = self.store.groups[group], self._tables[group]
+        dropped = [page for page in table if span.start <= page.start < span.stop]
+        if not dropped:
+            return
+        table[:] = [page for page in table if not span.start <= page.start < span.stop]
+        pages.give(dropped)
+        self._gap_stops[group] = max(self._gap_stops[group], span.stop)
+        self._has_lost_tokens |= not self._hidden_by_model(group, dropped)
+        self._changed()
+
+    def past(self, group: int) -> Past:
+        """What the group's layers find; computed once per change of pages."""
+        if self._pasts_epoch != self.store.epoch:
+            self._pasts.clear()
+            self._pasts_epoch = self.store.epoch
+        past = self._pasts.get(group)
+        if past is None:
+            past = self._pasts[group] = self._make_past(group)
+        return past
+
+    def places(self, group: int, num_new: int) -> list[tuple[int, int, int]]:
+        """Where the next `num_new` tokens go: (slab number, page index, token in page) each."""
+        pages = self.store.groups[group]
+        size, pool = pages.full.tokens_per_page, pages.pages
+        last = self.num_stored + num_new
+        found = []
+        for page in reversed(self._tables[group]):
+            if page.start + size <= self.num_stored:
+                break
+            number, index = divmod(page.id, pool.pages_per_slab)
+            tokens = range(max(page.start, self.num_stored), min(page.start + size, last))
+            found.append([(number, index, position - page.start) for position in tokens])
+        return list(itertools.chain.from_iterable(reversed(found)))
+
+    def _make_past(self, group: int) -> Past:
+        pages = self.store.groups[group]
+        table = [page for page in self._tables[group] if page.num_tokens]
+        runs, positions = [], []
+        for _, same in itertools.groupby(table, key=lambda page: _where(pages, page)):
+            run = list(same)
+            runs.append(make_run(pages, run))
+            positions.append(torch.arange(run[0].start, run[-1].stop))
+            if run[-1].stop - run[0].start != sum(page.num_tokens for page in run):
+                positions[-1] = torch.cat([torch.arange(p.start, p.stop) for p in run])
+        all_positions = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
+        return Past(tuple(runs), all_positions.to(self.store.device))
+
+    def _room_end(self, pages: GroupPages, table: list[Page]) -> int:
+        """The position after the last token that the pages of a group have room for."""
+        if not table:
+            return self.num_stored
+        last = table[-1]
+        return last.start + pages.formats[last.format].tokens_per_page
+
+    def _hidden_by_model(self, group: int, dropped: list[Page]) -> bool:
+        own = self.store.groups[group].group.window
+        return own is not None and all(p.stop <= self.num_stored - own + 1 for p in dropped)
+
+    def _changed(self) -> None:
+        self._pasts.clear()
+        self._is_exact = None
+
+
+def make_run(pages: GroupPages, run: list[Page]) -> Run:
+    """A run of pages that share their format, their slab and the slab of their scales."""
+    device = pages.pages.device
+    slab, _ = pages.pages.slab_and_index(run[0])
+    index = torch.tensor([page.id % pages.pages.pages_per_slab for page in run], device=device)
+    if run[0].side is None:
+        return Run(run[0].format, slab, index)
+    side, _ = pages.sides.slab_and_index(run[0].side)
+    places = [page.side.id % pages.sides.pages_per_slab for page in run if page.side is not None]
+    return Run(run[0].format, slab, index, side, torch.tensor(places, device=device))
+
+
+def _where(pages: GroupPages, page: Page) -> tuple[str, int, int]:
+    side = pages.sides.slab_number(page.side) if page.side is not None else -1
+    return page.format, pages.pages.slab_number(page), side
