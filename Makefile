@@ -1,0 +1,83 @@
+# Needs Python 3.11 to 3.13 and make; every target creates what it uses in .venv.
+#
+#   make demo        squeeze the service's memory and watch it cope
+#   make serve       the service on the embedded model, in the foreground
+#   make test        every test           make lint   every static check
+#   make bench       measure              make gpu-check   the tests that need a CUDA device
+#
+# ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions.
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint bench gpu-check mosquitto clean
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$python && break; done)
+TORCH  ?= 2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check "torch==$(TORCH)"
+ARGS   ?=
+
+# Nothing here means to reach a model hub; a missing file must say so and not go looking for it.
+demo serve test gpu-check: export HF_HUB_OFFLINE = 1
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.installed
+	@$(BIN)/adaptive-kv demo $(ARGS)
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/adaptive-kv serve $(ARGS)
+
+test: $(VENV)/.installed-test mosquitto
+	@PATH="$$PATH:/usr/local/sbin:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy adaptive_kv policies tests $(wildcard tools/*.py benchmarks/*.py)
+	@$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed-test
+	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file $(ARGS) || exit; done
+
+gpu-check: $(VENV)/.installed-test
+	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+clean:
+	@rm -rf $(VENV) build dist demo-report.html
+
+# Set-up talks on stderr: the last line that `make demo` writes on stdout is the demo's own.
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 to 3.13, or PYTHON=..." >&2; exit 1; }
+	@echo "make: setting up $(VENV) with $(PYTHON) and torch $(TORCH), once" >&2
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) >&2
+	@touch $@
+
+# First and by itself, so that no other requirement chooses its version.
+$(VENV)/.torch-$(TORCH): $(VENV)/.python
+	@$(PIP) >&2
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch-$(TORCH) pyproject.toml
+	@$(PIP) --quiet -e . >&2
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
+	@$(PIP) --quiet -e '.[test]' >&2
+	@touch $@ $(VENV)/.installed
+
+# The tests talk to a real broker. Without the right to install it, they say that it is absent.
+mosquitto:
+	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; ! command -v mosquitto >/dev/null || exit 0; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "make: mosquitto is absent and cannot be installed from here; please install it" >&2; exit 0; \
+	fi; \
+	echo "make: installing mosquitto" >&2; export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends mosquitto; } \
+		</dev/null >/dev/null || echo "make: mosquitto could not be installed" >&2
