@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP side; it reaches the engine only through the mailbox and events."""

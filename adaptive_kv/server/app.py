@@ -1,0 +1,85 @@
+"""The ASGI application: which path goes where, and what every request passes first."""
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from adaptive_kv.config import ServerSettings
+from adaptive_kv.engine.client import EngineClient
+from adaptive_kv.events import EventLog
+from adaptive_kv.server.completions import Completions
+from adaptive_kv.server.gates import BodyGate, HostGate, TokenGate
+from adaptive_kv.server.metrics import make_registry
+from adaptive_kv.server.refusals import EXCEPTION_HANDLERS
+from adaptive_kv.server.routes import Routes
+from adaptive_kv.server.service import (
+    DEFAULT_PATIENCE,
+    Documents,
+    ModelCard,
+    Patience,
+    Prompts,
+    Service,
+)
+
+OPEN_PATHS = frozenset({"/healthz"})
+"""What needs no token."""
+
+
+def make_app(
+    *,
+    client: EngineClient,
+    prompts: Prompts,
+    card: ModelCard,
+    events: EventLog,
+    documents: Documents,
+    settings: ServerSettings,
+    patience: Patience = DEFAULT_PATIENCE,
+) -> Starlette:
+    """The application; `serve_http` runs it. Its `state.closing` event ends endless streams."""
+    service = Service(
+        client=client,
+        prompts=prompts,
+        card=card,
+        events=events,
+        documents=documents,
+        patience=patience,
+    )
+    app = Starlette(
+        routes=_routes(service),
+        middleware=_gates(settings),
+        exception_handlers=EXCEPTION_HANDLERS,
+    )
+    app.router.redirect_slashes = False
+    app.state.closing = service.closing
+    return app
+
+
+def _routes(service: Service) -> list[Route]:
+    completions = Completions(service)
+    routes = Routes(service, make_registry(service.client))
+    return [
+        Route("/v1/chat/completions", completions.chat, methods=["POST"]),
+        Route("/v1/completions", completions.complete, methods=["POST"]),
+        Route("/v1/models", routes.models),
+        Route("/v1/models/{name:path}", routes.model),
+        Route("/healthz", routes.healthz),
+        Route("/health", routes.healthz),
+        Route("/readyz", routes.readyz),
+        Route("/status", routes.status),
+        Route("/events", routes.events),
+        Route("/metrics", routes.metrics),
+        Route("/admin/mode", routes.mode, methods=["PUT", "DELETE"]),
+        Route("/", routes.page),
+    ]
+
+
+def _gates(settings: ServerSettings) -> list[Middleware]:
+    """From the outside in."""
+    gates = [
+        Middleware(HostGate, host=settings.host, allowed_hosts=settings.allowed_hosts),
+        Middleware(BodyGate, max_bytes=settings.max_body),
+    ]
+    if settings.token is not None:
+        token = settings.token.get_secret_value()
+        gates.insert(1, Middleware(TokenGate, token=token, open_paths=OPEN_PATHS))
+    return gates
