@@ -162,8 +162,9 @@ def _max_tokens(
     asked: Sampled, prompt_ids: Sequence[int], card: ModelCard, default_tokens: int | None
 ) -> int:
     """What the client permits, else the default as far as the context reaches."""
+    param = "messages" if isinstance(asked, ChatRequest) else "prompt"
     if not prompt_ids:
-        raise refuse("the prompt is empty", param="prompt", code="empty_prompt")
+        raise refuse("the prompt is empty", param=param, code="empty_prompt")
     left = card.max_context - len(prompt_ids)
     wanted = asked.most_tokens or asked.min_tokens or 1
     if wanted > left:
@@ -171,7 +172,7 @@ def _max_tokens(
             f"the context holds {card.max_context} tokens; the prompt has {len(prompt_ids)} "
             f"and {wanted} more are asked for. Shorten the prompt or lower max_tokens"
         )
-        raise refuse(message, param="messages", code="context_length_exceeded")
+        raise refuse(message, param=param, code="context_length_exceeded")
     if asked.most_tokens is not None:
         return asked.most_tokens
     return left if default_tokens is None else min(left, max(default_tokens, wanted))

@@ -13,6 +13,9 @@ from starlette.responses import Response
 
 from adaptive_kv.errors import Refusal, RequestError
 
+_MAX_PARAM_CHARS = 200
+"""A client may send any name; we do not send it back at any length."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -39,7 +42,7 @@ def refuse_invalid(error: ValidationError) -> RequestError:
 def _param(place: tuple[int | str, ...]) -> str:
     """`messages[0].role`, as OpenAI writes a place."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
-    return "".join(steps).lstrip(".")
+    return "".join(steps).lstrip(".")[:_MAX_PARAM_CHARS]
 
 
 def error_body(refusal: Refusal) -> str:

@@ -63,7 +63,7 @@ class Extension(_Wire):
 class Sampled(_Wire):
     """What both kinds of request share; None is the default of each."""
 
-    model: str | None = None
+    model: Annotated[str, Field(max_length=256)] | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
