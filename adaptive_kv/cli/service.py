@@ -1,0 +1,147 @@
+"""The whole service put together, from its start to its last word.
+
+Imports everything; commands import it once their configuration has turned out to be right.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import structlog
+
+from adaptive_kv.cli.notify import notify
+from adaptive_kv.config import Settings
+from adaptive_kv.engine.client import EngineClient
+from adaptive_kv.engine.service import Engine, start_engine
+from adaptive_kv.engine.status import Health
+from adaptive_kv.errors import Refusal
+from adaptive_kv.events import EventLog
+from adaptive_kv.policy import CacheMode
+from adaptive_kv.server.app import make_app
+from adaptive_kv.server.run import serve_http
+from adaptive_kv.server.service import Documents
+
+_POLL_S = 0.05
+_CLOSE_S = 3.0
+"""For connections to close, and for MQTT to say offline, once all requests have ended."""
+_GONE = Refusal("the service is stopping", 503, "server_error", code="stopping", retry_after_s=5.0)
+_log = structlog.get_logger(__name__)
+
+
+def run_service(settings: Settings, pinned: CacheMode | None) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain. False when the worker died by itself.
+
+    Raises `ConfigError`, `ModelError` or `PolicyError` where the service cannot start.
+    """
+    events = EventLog()
+    engine = start_engine(settings, events)
+    try:
+        return asyncio.run(_serve(_Service(engine, events, settings), pinned))
+    finally:
+        engine.stop()
+
+
+class _Service:
+    """The parts that speak to the outside, beside one engine."""
+
+    def __init__(self, engine: Engine, events: EventLog, settings: Settings) -> None:
+        server = settings.server
+        self.engine = engine
+        self.events = events
+        self.settings = settings
+        self.client = EngineClient(
+            engine.mailbox, max_in_flight=server.max_running + server.max_waiting, events=events
+        )
+        self.http_stops = asyncio.Event()
+        self.mqtt_stops = asyncio.Event()
+
+    async def http(self) -> None:
+        """Answer requests until `http_stops`."""
+        app = make_app(
+            client=self.client,
+            prompts=self.engine.prompts,
+            card=self.engine.card,
+            events=self.events,
+            documents=Documents(state=self.documents.state, event=self.documents.event),
+            settings=self.settings.server,
+        )
+        await serve_http(
+            app, self.settings.server, stop=self.http_stops, on_listening=_tell_listening
+        )
+
+    async def mqtt(self) -> None:
+        """Publish until `mqtt_stops`, where a broker is configured."""
+
+
+async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
+    if pinned is not None:
+        service.client.pin(pinned)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            with _signals() as told:
+                http = tasks.create_task(service.http(), name="http")
+                mqtt = tasks.create_task(service.mqtt(), name="mqtt")
+                is_well = await _told_or_dead(service, told)
+                notify("STOPPING=1")
+                await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
+                await _end(http, service.http_stops)
+                await _end(mqtt, service.mqtt_stops)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return is_well
+
+
+async def _told_or_dead(service: _Service, told: asyncio.Event) -> bool:
+    """True once told to stop, False once the worker has died."""
+    while not told.is_set():
+        is_failed = service.client.status.health is Health.FAILED
+        if is_failed or not service.engine.thread.is_alive():
+            _log.critical("worker_died")
+            return False
+        with suppress(TimeoutError):
+            await asyncio.wait_for(told.wait(), _POLL_S)
+    return True
+
+
+async def _drain(client: EngineClient, timeout_s: float) -> None:
+    """Take nothing new, let what is in flight finish for `timeout_s`, fail the rest."""
+    _log.info("draining", requests=client.num_in_flight, timeout_s=timeout_s)
+    client.drain()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            while client.num_in_flight:
+                await asyncio.sleep(_POLL_S)
+    client.fail_all(_GONE)
+
+
+async def _end(task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Ask a task to end; cancel it where it takes too long."""
+    stop.set()
+    await asyncio.wait([task], timeout=_CLOSE_S)
+    task.cancel()
+
+
+def _tell_listening(url: str) -> None:
+    _log.info("listening", url=url)
+    notify("READY=1")
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second one ends the process at once."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+    def take() -> None:
+        if told.is_set():
+            os._exit(1)  # a clean exit would wait for the step that runs
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, take)
+    try:
+        yield told
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
