@@ -5,6 +5,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from adaptive_kv.config import ServerSettings
+from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.events import EventLog
 from adaptive_kv.server.completions import Completions
@@ -15,7 +16,6 @@ from adaptive_kv.server.routes import Routes
 from adaptive_kv.server.service import (
     DEFAULT_PATIENCE,
     Documents,
-    ModelCard,
     Patience,
     Prompts,
     Service,

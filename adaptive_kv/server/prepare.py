@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.mailbox import Request, SamplingParams
 from adaptive_kv.errors import RequestError
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.refusals import refuse
 from adaptive_kv.server.schemas import ChatRequest, CompletionRequest, Message, Sampled
-from adaptive_kv.server.service import ModelCard, Service
+from adaptive_kv.server.service import Service
 
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -50,14 +51,20 @@ async def prepare_completion(asked: CompletionRequest, id_: str, service: Servic
         else prompt
         for prompt in prompts
     ]
-    echoes = [
-        prompt if isinstance(prompt, str) else service.prompts.decode(prompt) for prompt in prompts
-    ]
     return Prepared(
         requests=_requests(asked, id_, all_ids, service.card, DEFAULT_COMPLETION_TOKENS),
         num_prompt_tokens=sum(map(len, all_ids)),
-        echoes=tuple(echo for echo in echoes for _ in range(asked.n or 1)) if asked.echo else (),
+        echoes=_echoes(asked, prompts, service) if asked.echo else (),
     )
+
+
+def _echoes(
+    asked: CompletionRequest, prompts: Sequence[str | tuple[int, ...]], service: Service
+) -> tuple[str, ...]:
+    """The prompt of every choice as text."""
+    decode = service.prompts.decode
+    texts = (prompt if isinstance(prompt, str) else decode(prompt) for prompt in prompts)
+    return tuple(text for text in texts for _ in range(asked.n or 1))
 
 
 def _check(asked: Sampled, service: Service) -> None:

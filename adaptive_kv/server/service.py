@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.events import EventLog, Recorded
-from adaptive_kv.policy import CacheMode
 
 
 class Prompts(Protocol):
@@ -27,25 +27,6 @@ class Prompts(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special ones included; also called for single tokens."""
         ...
-
-
-def _any(_mode: CacheMode) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCard:
-    """What clients may know about the model."""
-
-    name: str
-    max_context: int
-    """Prompt and answer together, in tokens."""
-    vocab_size: int
-    """Token ids are below this."""
-    created_s: int
-    """Seconds since the epoch."""
-    supports: Callable[[CacheMode], bool] = _any
-    """Whether sequences of this model can be kept in a mode at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from adaptive_kv.config import ServerSettings
+from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.mailbox import (
     BeginDrain,
@@ -35,7 +36,7 @@ from adaptive_kv.events import EventLog, Recorded
 from adaptive_kv.policy import CacheMode, Latency, Load, Memory
 from adaptive_kv.server.app import make_app
 from adaptive_kv.server.run import serve_http
-from adaptive_kv.server.service import Documents, ModelCard, Patience
+from adaptive_kv.server.service import Documents, Patience
 
 FULL, INT4 = CacheMode("full"), CacheMode("int4")
 PIECES = ("Hello", ", wörld", "!")

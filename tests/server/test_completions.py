@@ -112,6 +112,11 @@ def test_each_prompt_gets_its_choices_in_order(served: Served) -> None:
     assert [choice["text"] for choice in choices] == [f"{prompt}{TEXT}" for prompt in "aabb"]
 
 
+def test_token_ids_are_echoed_as_text(served: Served) -> None:
+    answer = served.post("/v1/completions", prompt=[97, 98], echo=True).json()
+    assert answer["choices"][0]["text"] == f"ab{TEXT}"
+
+
 def test_streamed_choices_are_told_apart_by_index(served: Served) -> None:
     asked = {"prompt": "a", "n": 2, "echo": True, "stream": True}
     texts = ["", ""]

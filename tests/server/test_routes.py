@@ -206,6 +206,11 @@ def test_an_event_id_that_is_none_is_refused(own: Served, since: str) -> None:
     assert code_of(answer) == "invalid_value"
 
 
+def test_asking_only_for_the_head_of_events_ends(own: Served) -> None:
+    answer = own.http.head("/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
 def test_silence_on_events_is_broken() -> None:
     with serving(patience=Patience(keep_alive_s=0.01)) as served, following(served) as lines:
         assert next(lines) == ": keep-alive"
