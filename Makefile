@@ -7,7 +7,6 @@
 #
 # ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions.
 
-MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint bench gpu-check mosquitto clean
 
