@@ -196,6 +196,14 @@ class ScriptedWorker(threading.Thread):
         self._mailbox.status = replace(self._mailbox.status, time_s=time.monotonic(), **changes)
 
 
+def comes_true(claim: Callable[[], bool]) -> bool:
+    """Whether `claim` holds soon."""
+    until_s = time.monotonic() + PATIENT_S
+    while not claim() and time.monotonic() < until_s:
+        time.sleep(0.005)
+    return claim()
+
+
 def event_json(recorded: Recorded) -> str:
     return json.dumps({"seq": recorded.seq, "type": recorded.event.type})
 
