@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from adaptive_kv.controller.asking import Asker
@@ -80,6 +80,7 @@ class Controller:
         self._mode_since_s: float | None = None  # until the first reading tells the time
         self._wanted = Decision(self._mode, "nothing decided yet")
         self._code = "start"
+        self._standing_reason, self._standing_code = self._wanted.reason, self._code
         self._pinned: CacheMode | None = None
         self._ordered: dict[str, _Ordered] = {}
 
@@ -157,9 +158,7 @@ class Controller:
         if self._mode_since_s is None:
             self._mode_since_s = reading.time_s
         if self._pinned is None:
-            decision = self._asker.ask(reading)
-            if decision is not None:
-                self._want(decision, "policy")
+            self._ask(reading)
         mode, objection = self._nearest(CacheMode(self._wanted.mode), reading)
         self._move(mode, reading)
         self._order_sequences(reading)
@@ -181,6 +180,15 @@ class Controller:
         self._ordered = ordered
         return self._orders(reading, None)
 
+    def _ask(self, reading: Reading) -> None:
+        decision = self._asker.ask(reading)
+        if decision is not None:
+            self._want(decision, "policy")
+        elif self._wanted.mode != self._mode:
+            # To hold is to stay: what the guard has held back until now is given up.
+            stay = replace(self._wanted, mode=self._mode, reason=self._standing_reason)
+            self._want(stay, self._standing_code)
+
     def _want(self, decision: Decision, code: str) -> None:
         self._wanted = decision
         self._code = code
@@ -194,6 +202,7 @@ class Controller:
             self._dwell.note_down(reading.time_s)
         self._mode = mode
         self._mode_since_s = reading.time_s
+        self._standing_reason, self._standing_code = self._wanted.reason, self._code
 
     def _nearest(self, target: CacheMode, reading: Reading) -> tuple[CacheMode, str | None]:
         """The mode nearest to `target` that the guard permits, and why it is not `target`."""
