@@ -128,7 +128,7 @@ def _model(settings: "Settings") -> str:
     from transformers import AutoConfig, AutoTokenizer
 
     from adaptive_kv.engine.families import FAMILIES
-    from adaptive_kv.engine.loading import embedded_model
+    from adaptive_kv.engine.loading import EMBEDDED_NAME, embedded_model
 
     source = settings.model.path or str(embedded_model())
     revision = settings.model.revision
@@ -138,16 +138,16 @@ def _model(settings: "Settings") -> str:
         raise ConfigError(f"family {found.model_type!r} is not served")
     if Path(source).is_dir() and not list(Path(source).glob("*.safetensors")):
         raise ConfigError(f"{source} has no safetensors weights")
-    return f"{Path(source).name}, family {found.model_type}"
+    return f"{settings.model.path or EMBEDDED_NAME}, family {found.model_type}"
 
 
 def _policy(settings: "Settings") -> str:
     from adaptive_kv.loader import load_policy
     from adaptive_kv.testing import make_reading
 
-    decide = load_policy(settings.policy.name, settings.policy.options)
+    decide, name = load_policy(settings.policy.name, settings.policy.options)
     decision = decide(make_reading())
-    return f"{settings.policy.name} answers {decision.mode if decision else 'hold'}"
+    return f"{name} answers {decision.mode if decision else 'hold'}"
 
 
 def _broker(settings: "Settings") -> str:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -20,10 +21,14 @@ def list_policies(as_json: options.AsJson = False) -> None:
 
     Example: `adaptive-kv policy list`
     """
-    from adaptive_kv.loader import policy_names
+    from adaptive_kv import loader
 
-    names = policy_names()
-    typer.echo(json.dumps(names) if as_json else "\n".join(names))
+    found = loader.list_policies()
+    if as_json:
+        typer.echo(json.dumps([asdict(each) for each in found]))
+    else:
+        for each in found:
+            typer.echo(f"{each.name:<20} {each.origin}")
 
 
 @policy.command("check")
@@ -41,7 +46,7 @@ def check(
     from adaptive_kv.loader import load_policy
     from adaptive_kv.testing import make_reading
 
-    decide = load_policy(name, arguments)
+    decide, _ = load_policy(name, arguments)
     for moment, free_bytes in (("calm", 6 * 2**30), ("tight", 2**30), ("desperate", 2**27)):
         began_s = time.perf_counter()
         try:

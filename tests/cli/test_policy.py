@@ -21,7 +21,13 @@ def broken(now: Reading) -> Decision | None:
 def test_the_shipped_policies_are_listed(adaptive_kv: Run) -> None:
     done = adaptive_kv("policy", "list", "--json")
     assert done.returncode == 0
-    assert {"fixed", "ladder"} <= set(json.loads(done.stdout))
+    assert {"fixed", "ladder"} <= {found["name"] for found in json.loads(done.stdout)}
+
+
+def test_each_policy_is_one_line(adaptive_kv: Run) -> None:
+    names = [line.split()[0] for line in adaptive_kv("policy", "list").stdout.splitlines()]
+    assert {"fixed", "ladder"} <= set(names)
+    assert names == sorted(names)
 
 
 def test_a_good_policy_of_a_file_is_asked(adaptive_kv: Run, tmp_path: Path) -> None:

@@ -1,0 +1,145 @@
+"""The service starts, serves, drains and ends as a supervisor expects."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cli.command import COMMAND, clean_environment
+
+ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    process: subprocess.Popen[str]
+    url: str
+    notified: socket.socket
+
+
+@contextmanager
+def serving(home: Path, *arguments: str) -> Iterator[Served]:
+    """The service as systemd would start it, on a port of its choice."""
+    address = str(home / "notify")
+    environment = clean_environment(home, {"NOTIFY_SOCKET": address})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(address)
+        notified.settimeout(60)
+        command = [COMMAND, "serve", "--device", "cpu", "--port", "0", *arguments]
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=home, env=environment
+        ) as process:
+            try:
+                yield Served(process, listening(process), notified)
+            finally:
+                process.kill()
+
+
+def listening(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        found = re.search(r"http://[0-9.:]+", line)
+        if found and '"listening"' in line:
+            return found[0]
+    raise AssertionError("".join(lines))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    with serving(tmp_path) as started:
+        yield started
+
+
+def chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_service_tells_systemd_serves_and_stops(served: Served) -> None:
+    assert served.notified.recv(100) == b"READY=1"
+    assert httpx.get(f"{served.url}/readyz").status_code == 200
+    answer = httpx.post(f"{served.url}/v1/completions", json=ASK | {"max_tokens": 4}, timeout=60)
+    assert answer.json()["usage"]["completion_tokens"] == 4
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(60) == 0
+    assert served.notified.recv(100) == b"STOPPING=1"
+
+
+def test_a_running_request_finishes_before_the_end(served: Served) -> None:
+    body = ASK | {"max_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
+        answer = chunks(response)
+        next(answer)
+        served.process.send_signal(signal.SIGTERM)
+        assert list(answer)[-1]["choices"][0]["finish_reason"] == "length"
+    assert served.process.wait(60) == 0
+
+
+def test_a_draining_service_takes_no_request(served: Served) -> None:
+    body = ASK | {"max_tokens": 200, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
+        next(chunks(response))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.notified.recv(100) == b"READY=1"
+        assert served.notified.recv(100) == b"STOPPING=1"
+        refused = httpx.post(f"{served.url}/v1/completions", json=ASK, timeout=60)
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+
+
+def test_what_does_not_finish_in_time_is_failed(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[server]\ndrain_timeout_s = 0.1\n")
+    body = ASK | {"max_tokens": 3000, "stream": True}
+    with serving(tmp_path, "--config", "mine.toml") as served:
+        url = f"{served.url}/v1/completions"
+        with httpx.stream("POST", url, json=body, timeout=60) as response:
+            answer = chunks(response)
+            next(answer)
+            served.process.send_signal(signal.SIGTERM)
+            assert list(answer)[-1]["error"]["code"] == "stopping"
+        assert served.process.wait(60) == 0
+
+
+def test_a_second_signal_ends_at_once(served: Served) -> None:
+    body = ASK | {"max_tokens": 3000, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
+        next(chunks(response))
+        served.process.send_signal(signal.SIGTERM)
+        assert served.notified.recv(100) == b"READY=1"
+        assert served.notified.recv(100) == b"STOPPING=1"
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(60) == 1
+
+
+def test_a_pinned_mode_is_held(tmp_path: Path) -> None:
+    with serving(tmp_path, "--mode", "int8") as served:
+        body = ASK | {"max_tokens": 4}
+        answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+        assert answer["usage"]["adaptive_kv"]["tokens_by_mode"] == {"int8": 4}
+        assert httpx.get(f"{served.url}/status").json()["pinned"] is True
+
+
+def test_a_taken_port_exits_with_78(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [COMMAND, "serve", "--device", "cpu", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=clean_environment(tmp_path),
+        )
+    assert done.returncode == 78
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
