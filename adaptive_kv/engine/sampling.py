@@ -15,6 +15,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adaptive_kv.engine.mailbox import SamplingParams, TokenLogprob
 from adaptive_kv.errors import AdaptiveKVError
@@ -24,6 +25,9 @@ _MIN_TEMPERATURE = 1e-5
 
 _NUM_CANDIDATES = 1024
 """A nucleus is looked for among so many best tokens before the whole vocabulary is sorted."""
+
+_BLOCK = 128
+"""Token ids per block of the two-step draw."""
 
 
 class LogitsError(AdaptiveKVError, FloatingPointError):
@@ -222,12 +226,28 @@ def _shares(values: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
 def _draw(scores: Tensor, states: Sequence[SamplingState]) -> Tensor:
     """Token ids `[n]`: where the running sum of probabilities, in order of ids, passes `uniform`.
 
-    In order of ids, because the order of a sort among equals may change with the batch.
+    In order of ids, because the order of a sort among equals may change with the batch. First the
+    block is found, then the token in it: double precision without a table of doubles.
     """
-    uniforms = [state.uniform for state in states]
-    sums = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    at = torch.tensor(uniforms, dtype=torch.float64, device=scores.device)[:, None] * sums[:, -1:]
-    return torch.searchsorted(sums, at, right=True)[:, 0]
+    uniforms = torch.tensor([state.uniform for state in states], dtype=torch.float64)
+    shares = pad(scores.softmax(dim=-1), (0, -scores.shape[-1] % _BLOCK))
+    blocks = shares.view(len(states), -1, _BLOCK)
+    block, rest = _pick(blocks.sum(dim=-1, dtype=torch.float64), uniforms.to(scores.device))
+    inside = blocks[torch.arange(len(states), device=scores.device), block].double()
+    return block * _BLOCK + _pick(inside, rest)[0]
+
+
+def _pick(shares: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Where `uniforms` `[n]` fall among `shares` `[n, m]` (float64), and how far into that share.
+
+    Both uniforms are in [0, 1), and a share of 0 is never picked. NaN shares give any index.
+    """
+    sums = shares.cumsum(dim=-1)
+    at = uniforms * sums[:, -1]
+    picked = torch.searchsorted(sums, at[:, None], right=True).clamp(max=shares.shape[-1] - 1)
+    share = shares.gather(-1, picked)[:, 0]
+    start = sums.gather(-1, picked)[:, 0] - share
+    return picked[:, 0], ((at - start) / share).clamp(0, 1 - 2**-48)
 
 
 def _with_logprobs(

@@ -50,8 +50,7 @@ def oracle(scores: Tensor, params: SamplingParams) -> Tensor:
         chain.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         chain.append(MinPLogitsWarper(params.min_p))
-    out = chain(torch.LongTensor([PROMPT]), scores[None])[0]
-    return out
+    return chain(torch.LongTensor([PROMPT]), scores[None])[0]
 
 
 drawing_params = st.builds(
@@ -149,6 +148,25 @@ def test_draws_follow_the_probabilities() -> None:
             counts[drawn.token_id] += 1
     expected = (logits[0] / 0.8).softmax(-1) * draws
     assert float(((counts - expected) ** 2 / expected).sum()) < 37.7
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from([1, 5, 128, 129, 1000]), st.integers(1, 5))
+def test_a_token_without_probability_is_never_drawn(seed: int, vocab: int, top_k: int) -> None:
+    logits = random_logits(50, vocab, seed=seed, scale=30.0)
+    states = [started(vocab, top_k=top_k, seed=seed + row) for row in range(50)]
+    allowed = truncated(logits.clone(), states).isfinite()
+    for row, one in enumerate(sample(logits, states)):
+        assert allowed[row, one.token_id]
+
+
+def test_a_draw_walks_the_probabilities_in_order_of_ids() -> None:
+    vocab = 1000
+    logits = random_logits(64, vocab)
+    states = [started(vocab, seed=row) for row in range(64)]
+    sums = logits.double().softmax(-1).cumsum(-1)
+    for row, (state, one) in enumerate(zip(states, sample(logits, states), strict=True)):
+        assert one.token_id == int((sums[row] <= state.uniform).sum())
 
 
 def test_a_seeded_sequence_draws_the_same_in_every_batch() -> None:
