@@ -8,18 +8,19 @@ are written into the pages reserved for it. What is written counts only once the
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention import reference
+from adaptive_kv.attention import cpu, reference
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache import window
 from adaptive_kv.cache.slab import Slab
 from adaptive_kv.cache.store import PageStore
-from adaptive_kv.cache.table import Past, SequenceCache
+from adaptive_kv.cache.table import SequenceCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,12 @@ class _Write:
 class RaggedBatch:
     """Answers every layer of one forward. Pages of all rows must have been reserved."""
 
-    def __init__(self, store: PageStore, rows: Sequence[Row]) -> None:
+    def __init__(self, store: PageStore, rows: Sequence[Row], *, use_kernels: bool = True) -> None:
         self._store = store
         self._rows = tuple(rows)
+        groups = range(len(store.groups))
+        self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
+        self._others = [self._plan_others(self._decodes[g]) for g in groups]
         self._writes = [self._plan_writes(group) for group in range(len(store.groups))]
         self._visible: dict[tuple[int, int, int | None], Tensor | None] = {}
 
@@ -65,11 +69,11 @@ class RaggedBatch:
         """As `interface.Step.attend`."""
         group, place = self._store.place_of_layer[call.layer]
         out = queries.new_empty(queries.shape[1], queries.shape[0], values.shape[-1])
-        first = 0
-        for number, row in enumerate(self._rows):
-            own = slice(first, first + row.num_new)
-            past = row.cache.past(group)
-            k, v = self._with_past(past, group, place, keys[:, own], values[:, own])
+        decodes = self._decodes[group]
+        if decodes is not None:
+            out[decodes.tokens] = decodes.attend(call, place, queries, keys, values)
+        for number, row, own in self._others[group]:
+            k, v = self._with_past(row, group, place, keys[:, own], values[:, own])
             out[own] = reference.attend(
                 queries[:, own],
                 k,
@@ -79,18 +83,18 @@ class RaggedBatch:
                 softcap=call.softcap,
                 sink_logits=call.sink_logits,
             ).transpose(0, 1)
-            first = own.stop
         self._write(group, place, keys, values)
         return out
 
     def _with_past(
-        self, past: Past, group: int, place: int, keys: Tensor, values: Tensor
+        self, row: Row, group: int, place: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Stored keys and values of one layer, then the row's own: `[kv_heads, tokens, dim]`."""
+        past, num_past = row.cache.past(group), row.cache.num_kept(group)
         if not past.runs:
             return keys, values
         formats = self._store.groups[group].formats
-        layer, num_past = slice(place, place + 1), len(past.positions)
+        layer = slice(place, place + 1)
         parts = [formats[run.format].read(run, layer) for run in past.runs]
         # Only the newest page can be partly filled, so what is past the tokens is at the end.
         tail = num_past - sum(k.shape[2] for k, _ in parts[:-1])
@@ -113,7 +117,7 @@ class RaggedBatch:
         sees_all = row.num_new == 1 and (own_window is None or stop <= own_window)
         if sees_all and (mode_window is None or stop <= mode_window):
             return None
-        past = row.cache.past(group).positions
+        past = row.cache.past(group).positions[: row.cache.num_kept(group)]
         new = torch.arange(row.position, stop, device=past.device)
         return window.is_visible(
             new,
@@ -129,19 +133,52 @@ class RaggedBatch:
             rows = (keys[:, write.rows].transpose(0, 1), values[:, write.rows].transpose(0, 1))
             full.append(write.slab, place, write.places, rows)
 
+    def _placed_rows(self) -> Iterator[tuple[int, Row, slice]]:
+        """Every row with its number and its place in the packed batch."""
+        first = 0
+        for number, row in enumerate(self._rows):
+            yield number, row, slice(first, first + row.num_new)
+            first += row.num_new
+
+    def _plan_others(self, decodes: cpu.DecodeRows | None) -> list[tuple[int, Row, slice]]:
+        """The rows that no kernel answers."""
+        return [
+            placed for placed in self._placed_rows() if decodes is None or not _is_decode(placed[1])
+        ]
+
+    def _plan_decodes(self, group: int) -> cpu.DecodeRows | None:
+        """The rows that the kernel answers, with their pages; None where there are none."""
+        pages = self._store.groups[group]
+        rows = [(row, at.start) for _, row, at in self._placed_rows() if _is_decode(row)]
+        if not rows or not cpu.can_serve(pages.group, self._store.device):
+            return None
+        tables = [row.cache.page_table(group) for row, _ in rows]
+        windows = [row.cache.mode.window or cpu.NO_WINDOW for row, _ in rows]
+        return cpu.DecodeRows(
+            group=pages.group,
+            tokens=torch.tensor([at for _, at in rows]),
+            positions=np.array([row.position for row, _ in rows]),
+            windows=np.array(windows),
+            first=np.cumsum([0, *(len(table) for table in tables)]),
+            pages=np.concatenate(tables),
+            sinks=self._store.keep.sinks,
+        )
+
     def _plan_writes(self, group: int) -> list[_Write]:
         """Gather the batch's tokens by the slab that their reserved pages lie in."""
         pool = self._store.groups[group].pages
         by_slab: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        first = 0
-        for row in self._rows:
+        for _, row, at in self._placed_rows():
             if row.is_stored:
                 places = row.cache.places(group, row.num_new)
-                for token, (number, index, slot) in enumerate(places, first):
+                for token, (number, index, slot) in enumerate(places, at.start):
                     by_slab[number].append((token, index, slot))
-            first += row.num_new
         writes = []
         for number, found in by_slab.items():
             columns = torch.tensor(found, device=pool.device).unbind(1)
             writes.append(_Write(pool.slab(number), columns[0], (columns[1], columns[2])))
         return writes
+
+
+def _is_decode(row: Row) -> bool:
+    return row.num_new == 1 and row.is_stored

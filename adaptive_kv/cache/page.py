@@ -77,12 +77,6 @@ class PagePool:
         """Free pages of the slabs held, the spare included."""
         return len(self._free)
 
-    def pages_within(self, num_bytes: int) -> int:
-        """How many more pages fit if slabs may take `num_bytes` more."""
-        return (
-            max(0, self.num_free - NUM_SPARE) + num_bytes // self.slab_bytes * self.pages_per_slab
-        )
-
     def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
         """A page, at the lowest free place; grows by a slab where none is free.
 
@@ -138,6 +132,11 @@ class PagePool:
         """The slab a page lies in, and its index there."""
         number, index = divmod(page.id, self.pages_per_slab)
         return self._slabs[number], index
+
+    def address(self, page: Page) -> int:
+        """Where a page's bytes begin in the device's memory."""
+        slab, index = self.slab_and_index(page)
+        return slab.address + index * self.page_bytes
 
     def slab_number(self, page: Page) -> int:
         """The number of the slab a page lies in."""

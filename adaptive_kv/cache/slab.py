@@ -6,7 +6,7 @@ driver. On CPU it is an anonymous map: dropping it returns the memory to the sys
 
 import mmap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -35,17 +35,32 @@ class Budget:
         self.cache_bytes = 0
         self.workspace_bytes = 0
         self.peak_cache_bytes = 0
+        self._last_workspace_bytes = 0
 
     @property
     def used_bytes(self) -> int:
         """Weights, slabs and the workspace of the present step."""
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
+    @property
+    def usual_bytes(self) -> int:
+        """Weights, slabs and what the newest step needed besides."""
+        return self.weights_bytes + self.cache_bytes + self._last_workspace_bytes
+
+    @property
+    def left_bytes(self) -> int | None:
+        """How much more slabs may take now; None where nothing limits them."""
+        limits = [] if self.allowance_bytes is None else [self.allowance_bytes]
+        if self.limit_bytes is not None:
+            limits.append(self.limit_bytes - self.used_bytes)
+        return max(0, min(limits)) if limits else None
+
     @contextmanager
     def workspace(self, num_bytes: int) -> Iterator[None]:
         """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
         self._check("the step's workspace", num_bytes)
         self.workspace_bytes += num_bytes
+        self._last_workspace_bytes = num_bytes
         try:
             yield
         finally:
@@ -79,25 +94,28 @@ class Slab:
     end with the slab.
     """
 
-    __slots__ = ("_map", "num_live", "payload", "views")
+    __slots__ = ("_map", "address", "num_live", "payload", "views")
 
     def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
         num_bytes = num_pages * page_bytes
         self._map: mmap.mmap | None = None
         self.num_live = 0
         self.views: dict[str, tuple[Tensor, ...]] = {}
-        if device.type == "cpu":
-            self._map = _map_anonymous(num_bytes)
-            flat = torch.frombuffer(self._map, dtype=torch.uint8)
-        else:
-            flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        self.payload = flat.view(num_pages, page_bytes)
+        with _outlives_inference():
+            if device.type == "cpu":
+                self._map = _map_anonymous(num_bytes)
+                flat = torch.frombuffer(self._map, dtype=torch.uint8)
+            else:
+                flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            self.payload = flat.view(num_pages, page_bytes)
+        self.address = flat.data_ptr()
 
     def view(self, key: str, make: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """A format's views of this slab, made once."""
         views = self.views.get(key)
         if views is None:
-            views = self.views[key] = make(self.payload)
+            with _outlives_inference():
+                views = self.views[key] = make(self.payload)
         return views
 
     def release(self) -> None:
@@ -111,6 +129,11 @@ class Slab:
             self._map = None
         elif device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _outlives_inference() -> AbstractContextManager[None]:
+    """Tensors made in inference mode could never be written outside it."""
+    return torch.inference_mode(mode=False)
 
 
 def _map_anonymous(num_bytes: int) -> mmap.mmap:

@@ -6,7 +6,7 @@ import torch
 
 from adaptive_kv.cache.formats import Format, Full, make_formats
 from adaptive_kv.cache.geometry import Keep, LayerGroup
-from adaptive_kv.cache.page import Page, PagePool
+from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
 from adaptive_kv.cache.slab import Budget
 
 _SIDE_SHARE = 16  # a slab of scales is this much smaller than a slab of pages
@@ -42,10 +42,25 @@ class GroupPages:
             + self.sides.num_live * self.group.side_bytes
         )
 
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of free pages in slabs held, but the spare."""
+        return max(0, self.pages.num_free - NUM_SPARE) * self.group.page_bytes
+
     def page_bytes(self, format_name: str) -> int:
         """Bytes that one page in this format weighs, its scales included."""
         side = self.group.side_bytes if self.formats[format_name].is_packed else 0
         return self.group.page_bytes + side
+
+    def line(self, page: Page) -> tuple[int, int, int, int]:
+        """A page's line in a page table: its address, that of its scales, bits, first token."""
+        bits = (
+            self.group.dtype.itemsize
+            * 8
+            // (self.formats[page.format].tokens_per_page // self.full.tokens_per_page)
+        )
+        side = 0 if page.side is None else self.sides.address(page.side)
+        return self.pages.address(page), side, bits, page.start
 
     def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
         """One page. Raises `torch.OutOfMemoryError`; nothing is taken then."""
@@ -118,10 +133,26 @@ class PageStore:
         """Bytes taken from the device, used or not."""
         return self.budget.cache_bytes
 
+    def has_room(self, num_bytes: int, reserve_bytes: int) -> bool:
+        """Whether pages of `num_bytes` fit now, with `reserve_bytes` left for others.
+
+        Counts free pages and the slabs that may still be taken.
+        """
+        left_bytes = self.budget.left_bytes
+        if left_bytes is None:
+            return True
+        free_bytes = sum(pages.free_bytes for pages in self.groups)
+        return num_bytes + reserve_bytes <= free_bytes + left_bytes
+
     @property
     def epoch(self) -> int:
         """Changes whenever pages moved or slabs went: addresses computed before are void."""
         return sum(pages.pages.epoch + pages.sides.epoch for pages in self.groups)
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of one slab in every group."""
+        return sum(pages.pages.slab_bytes for pages in self.groups)
 
     def compact(self, max_bytes: int) -> int:
         """Empty slabs whose pages fit elsewhere, moving about `max_bytes`; returns bytes moved."""

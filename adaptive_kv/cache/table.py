@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,12 +28,15 @@ from adaptive_kv.policy import CacheMode
 class Past:
     """What a group of layers finds in the cache: runs of pages, and their tokens' positions.
 
-    `positions` is int64 `[tokens]` on the store's device. Reading the runs one after the other
-    gives these tokens, and, where the last page is not full, garbage behind them.
+    `positions` is int64 on the store's device, one for every token that the runs have room for.
+    Reading the runs one after the other gives these tokens; only at the end of the last page may
+    some of them not be stored yet (`SequenceCache.num_kept`).
     """
 
     runs: tuple[Run, ...]
     positions: Tensor
+    stop: int
+    """The position after the last one."""
 
 
 class SequenceCache:
@@ -42,12 +47,15 @@ class SequenceCache:
         self.num_stored = 0
         self.is_settled = True
         """Whether every page is as the mode's plan wants it."""
+        self.settled_spans: list[list[Span]] | None = None
+        """What the plans wanted packed or dropped when it was last settled; None: never yet."""
         self._mode = mode
         self._tables: list[list[Page]] = [[] for _ in store.groups]
         self._gap_stops = [0 for _ in store.groups]
         self._has_lost_tokens = False
         self._pasts: dict[int, Past] = {}
-        self._pasts_epoch = -1
+        self._page_tables: dict[int, npt.NDArray[np.int64]] = {}
+        self._epoch = -1
         self._is_exact: bool | None = None
 
     @property
@@ -59,6 +67,7 @@ class SequenceCache:
     def mode(self, mode: CacheMode) -> None:
         self._mode = mode
         self.is_settled = False
+        self.settled_spans = None
         if mode.is_disabled:
             self.drop()
 
@@ -78,6 +87,11 @@ class SequenceCache:
             for pages, table in zip(self.store.groups, self._tables, strict=True)
             for page in table
         )
+
+    @property
+    def gap_stops(self) -> tuple[int, ...]:
+        """By group: where the tokens end that were dropped after the sinks; 0 for none."""
+        return tuple(self._gap_stops)
 
     def pages(self, group: int) -> tuple[Page, ...]:
         """The pages of a layer group in the order of their tokens."""
@@ -109,7 +123,6 @@ class SequenceCache:
                 pages.give([page])
             raise
         if taken:
-            self.is_settled = False
             self._changed()
 
     def commit(self, num_new: int, *, is_exact: bool) -> None:
@@ -121,10 +134,12 @@ class SequenceCache:
             for page in reversed(table):
                 if page.stop == page.start + size or page.format != "full":
                     break
+                if page.num_tokens == 0:
+                    self._pasts.clear()
                 page.num_tokens = max(0, min(size, self.num_stored + num_new - page.start))
                 page.is_exact &= is_exact
         self.num_stored += num_new
-        self._pasts.clear()
+        self.is_settled = False
 
     def roll_back(self) -> None:
         """Give back the pages of a step that did not happen."""
@@ -144,6 +159,7 @@ class SequenceCache:
         self._gap_stops = [0 for _ in self._tables]
         self._has_lost_tokens = False
         self.is_settled = True
+        self.settled_spans = None
         self._changed()
 
     def replace(self, group: int, old: Iterable[Page], new: Iterable[Page]) -> None:
@@ -166,11 +182,28 @@ class SequenceCache:
         self._has_lost_tokens |= not self._hidden_by_model(group, dropped)
         self._changed()
 
+    def page_table(self, group: int) -> npt.NDArray[np.int64]:
+        """One line for every page in the order of tokens, for kernels that read through addresses.
+
+        Columns: address of the page, address of its scales (0: none), bits per element, position
+        of its first token. Void after the next change of pages.
+        """
+        self._forget_moved()
+        table = self._page_tables.get(group)
+        if table is None:
+            pages = self.store.groups[group]
+            lines = [pages.line(page) for page in self._tables[group]]
+            table = self._page_tables[group] = np.array(lines, np.int64).reshape(-1, 4)
+        return table
+
+    def num_kept(self, group: int) -> int:
+        """How many stored tokens a group of layers still has in pages."""
+        past = self.past(group)
+        return len(past.positions) - (past.stop - self.num_stored) if past.runs else 0
+
     def past(self, group: int) -> Past:
         """What the group's layers find; computed once per change of pages."""
-        if self._pasts_epoch != self.store.epoch:
-            self._pasts.clear()
-            self._pasts_epoch = self.store.epoch
+        self._forget_moved()
         past = self._pasts.get(group)
         if past is None:
             past = self._pasts[group] = self._make_past(group)
@@ -193,15 +226,21 @@ class SequenceCache:
     def _make_past(self, group: int) -> Past:
         pages = self.store.groups[group]
         table = [page for page in self._tables[group] if page.num_tokens]
-        runs, positions = [], []
-        for _, same in itertools.groupby(table, key=lambda page: _where(pages, page)):
-            run = list(same)
-            runs.append(make_run(pages, run))
-            positions.append(torch.arange(run[0].start, run[-1].stop))
-            if run[-1].stop - run[0].start != sum(page.num_tokens for page in run):
-                positions[-1] = torch.cat([torch.arange(p.start, p.stop) for p in run])
-        all_positions = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
-        return Past(tuple(runs), all_positions.to(self.store.device))
+        grouped = itertools.groupby(table, key=lambda page: _where(pages, page))
+        runs = tuple(make_run(pages, list(same)) for _, same in grouped)
+        sizes = [pages.formats[page.format].tokens_per_page for page in table]
+        spans = [range(p.start, p.start + size) for p, size in zip(table, sizes, strict=True)]
+        positions = torch.tensor(
+            list(itertools.chain.from_iterable(spans)), dtype=torch.int64, device=self.store.device
+        )
+        return Past(runs, positions, spans[-1].stop if spans else 0)
+
+    def _forget_moved(self) -> None:
+        """Pages of any sequence may have moved since: addresses are void then."""
+        if self._epoch != self.store.epoch:
+            self._pasts.clear()
+            self._page_tables.clear()
+            self._epoch = self.store.epoch
 
     def _room_end(self, pages: GroupPages, table: list[Page]) -> int:
         """The position after the last token that the pages of a group have room for."""
@@ -216,6 +255,7 @@ class SequenceCache:
 
     def _changed(self) -> None:
         self._pasts.clear()
+        self._page_tables.clear()
         self._is_exact = None
 
 

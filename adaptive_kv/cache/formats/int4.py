@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.cache.formats.packed import Packed
-from adaptive_kv.cache.geometry import LayerGroup
 
 
 class Int4(Packed):
@@ -21,16 +20,11 @@ class Int4(Packed):
     name = "int4"
     bits = 4
 
-    def __init__(self, group: LayerGroup) -> None:
-        super().__init__(group)
-        self._rotation_size = group.key_dim & -group.key_dim  # largest power of two that divides
-
     def _rotate(self, keys: Tensor) -> Tensor:
-        size = self._rotation_size
-        return torch.matmul(keys.unflatten(-1, (-1, size)), hadamard(size, keys.device)).flatten(-2)
+        return rotate(keys)
 
     def _unrotate(self, keys: Tensor) -> Tensor:
-        return self._rotate(keys)  # symmetric and orthonormal: its own inverse
+        return rotate(keys)
 
     def _pack(self, codes: Tensor) -> Tensor:
         low, high = codes.chunk(2, dim=-1)
@@ -38,6 +32,16 @@ class Int4(Packed):
 
     def _unpack(self, codes: Tensor) -> Tensor:
         return torch.cat([codes & 0xF, codes >> 4], dim=-1)
+
+
+def rotate(rows: Tensor) -> Tensor:
+    """Rotate the last dimension of float32 `rows`, in blocks of the largest power of two.
+
+    The rotation is symmetric and orthonormal: it is its own inverse, and leaves dot products of
+    two rotated rows as they were.
+    """
+    size = rows.shape[-1] & -rows.shape[-1]
+    return torch.matmul(rows.unflatten(-1, (-1, size)), hadamard(size, rows.device)).flatten(-2)
 
 
 @functools.cache
