@@ -1,0 +1,39 @@
+"""The public documents of this service: what HTTP and MQTT show of it, as JSON.
+
+Within a boot, order documents of one kind by `seq`, never by `time`. Readers must bear fields
+that they do not know; a change that would break them gets another schema id.
+"""
+
+from adaptive_kv.documents.make import (
+    DocumentMaker,
+    event_document,
+    info_document,
+    new_boot_id,
+    rfc3339,
+    state_document,
+)
+from adaptive_kv.documents.models import (
+    EVENT_SCHEMA,
+    INFO_SCHEMA,
+    STATE_SCHEMA,
+    Document,
+    EventDocument,
+    InfoDocument,
+    StateDocument,
+)
+
+__all__ = [
+    "EVENT_SCHEMA",
+    "INFO_SCHEMA",
+    "STATE_SCHEMA",
+    "Document",
+    "DocumentMaker",
+    "EventDocument",
+    "InfoDocument",
+    "StateDocument",
+    "event_document",
+    "info_document",
+    "new_boot_id",
+    "rfc3339",
+    "state_document",
+]

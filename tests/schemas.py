@@ -1,0 +1,17 @@
+"""The committed JSON Schemas of the documents, to hold against what really is published."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+
+_SCHEMAS = Path(__file__).parents[1] / "docs" / "schemas"
+
+
+def validate(name: str, document: Mapping[str, Any]) -> None:
+    """Raise `jsonschema.ValidationError` unless `document` is a valid `name`."""
+    schema = json.loads((_SCHEMAS / f"{name}.json").read_text("utf-8"))
+    Draft202012Validator.check_schema(schema)
+    Draft202012Validator(schema).validate(document)
