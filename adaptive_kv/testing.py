@@ -58,7 +58,7 @@ def make_reading(
     mode: str = "full",
     mode_age_s: float = 60.0,
     ladder: Sequence[str] = DEFAULT_LADDER,
-    costs: Mapping[str, Cost] | None = None,
+    costs: Mapping[CacheMode, Cost] | Mapping[str, Cost] | None = None,
     sequences: Sequence[SequenceInfo] | None = None,
 ) -> Reading:
     """A reading of a plausible, quiet box, except for what is given.

@@ -210,7 +210,7 @@ class Controller:
         objection = guard.objection(target, self._mode)
         if objection is None:
             return target, None
-        for rung in self._rungs.between(target, self._mode):
+        for rung in self._rungs.between(target, self._mode, reading.costs):
             if guard.objection(rung, self._mode) is None:
                 return rung, objection
         return self._mode, objection

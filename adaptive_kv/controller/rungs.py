@@ -38,11 +38,14 @@ class Rungs:
             return costs[target].bytes >= costs[current].bytes
         return self._place(target) <= self._place(current)
 
-    def between(self, target: CacheMode, current: CacheMode) -> tuple[CacheMode, ...]:
+    def between(self, target: CacheMode, current: CacheMode, costs: Costs) -> tuple[CacheMode, ...]:
         """The rungs strictly between two modes, those nearest to `target` first."""
         start, end = self._place(target), self._place(current)
+        low, high, is_up = min(start, end), max(start, end), self.is_up(target, current, costs)
         inside = [
-            mode for i, mode in enumerate(self.ladder) if min(start, end) < i < max(start, end)
+            mode
+            for i, mode in enumerate(self.ladder)
+            if low < i < high and self.is_up(mode, current, costs) == is_up
         ]
         return tuple(inside if start < end else reversed(inside))
 
