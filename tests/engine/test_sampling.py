@@ -286,7 +286,6 @@ def test_an_empty_batch_samples_nothing() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_draws_what_the_cpu_draws() -> None:
     wanted: list[dict[str, Any]] = [
         {"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 7}, {"min_p": 0.05, "logprobs": 3},
