@@ -5,19 +5,23 @@ through their addresses; packed ones are never unpacked to memory: the scale of 
 folded into the query, the scale of a value into its weight. Softmax runs online (Milakov and
 Gimelshein, arXiv 1805.02867), so formats may follow each other in any order.
 
-    work item = (row, kv head):   for each page:  scores [group, tokens] -> rescale -> accumulate
+    each (row, kv head):   for each page:  scores [group, tokens] -> rescale -> accumulate
+
+The kernel runs in the worker's thread and releases the interpreter, so that HTTP goes on beside it.
+Numba's own thread pools wait by spinning, which made a step seven times slower as soon as another
+program wanted the same cores.
 
 Page layouts are those drawn in `cache/formats`; this file and they change together.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import carray, njit, prange, types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
@@ -91,9 +95,16 @@ class DecodeRows:
         return out
 
 
-def use_threads(num_threads: int) -> None:
-    """Use as many threads as torch does."""
-    numba.set_num_threads(min(num_threads, numba.config.NUMBA_NUM_THREADS))
+def _compiled(**options: bool) -> Callable[[Callable[..., None]], Any]:
+    """Compile at first use and keep the result on disk, where there is a place for it."""
+
+    def decorate(function: Callable[..., None]) -> Any:
+        try:
+            return njit(cache=True, **options)(function)
+        except RuntimeError:  # Numba found no folder it may write to
+            return njit(**options)(function)
+
+    return decorate
 
 
 @intrinsic
@@ -106,7 +117,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba'
     return types.voidptr(types.int64), generate
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _score(scores: Floats, queries: Floats, t: int, key: Floats) -> None:
     for g in range(queries.shape[0]):
         total = np.float32(0)
@@ -115,7 +126,7 @@ def _score(scores: Floats, queries: Floats, t: int, key: Floats) -> None:
         scores[g, t] = total
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _add(acc: Floats, weights: Floats, t: int, value: Floats) -> None:
     for g in range(acc.shape[0]):
         weight = weights[g, t]
@@ -123,7 +134,7 @@ def _add(acc: Floats, weights: Floats, t: int, value: Floats) -> None:
             acc[g, d] += weight * value[d]
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _expand(row: Floats, codes: Any, bits: int) -> None:
     """Codes of one token as float32: a byte each, or two halves of the head in one byte."""
     num = codes.shape[0]
@@ -137,7 +148,7 @@ def _expand(row: Floats, codes: Any, bits: int) -> None:
             row[num + d] = np.float32(codes[d] >> 4)
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _score_packed(
     scores: Floats,
     folded: Floats,
@@ -165,7 +176,7 @@ def _score_packed(
             scores[g, t] += offset
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _add_packed(
     acc: Floats,
     weights: Floats,
@@ -189,14 +200,14 @@ def _add_packed(
         _add(acc, weights, t, row)
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _cap(scores: Floats, num: int, softcap: float) -> None:
     for g in range(scores.shape[0]):
         for t in range(num):
             scores[g, t] = np.tanh(scores[g, t] / softcap) * softcap
 
 
-@njit(cache=True)
+@_compiled()
 def _hide(scores: Floats, start: int, num: int, own_from: int, from_: int, sinks: int) -> None:
     """Hide tokens before the model's window, and those between the sinks and the mode's."""
     for t in range(num):
@@ -206,7 +217,7 @@ def _hide(scores: Floats, start: int, num: int, own_from: int, from_: int, sinks
                 scores[g, t] = -np.inf
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _soften(scores: Floats, num: int, top: Floats, total: Floats, acc: Floats) -> None:
     """Turn scores into weights against the highest so far; rescale what was summed before."""
     for g in range(scores.shape[0]):
@@ -224,7 +235,7 @@ def _soften(scores: Floats, num: int, top: Floats, total: Floats, acc: Floats) -
             acc[g, d] *= shrink
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _read_full(
     work: Any, queries: Floats, at: Any, num: int, sizes: Any, view: Any, softcap: float
 ) -> None:
@@ -242,7 +253,7 @@ def _read_full(
         _add(acc, scores, t, values[t])
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _read_packed(
     work: Any, queries: Floats, at: Any, side: int, num: int, sizes: Any, view: Any, softcap: float
 ) -> None:
@@ -264,7 +275,7 @@ def _read_packed(
     _add_packed(acc, scores, values, value_scale, value_min, num, bits, row)
 
 
-@njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _weigh(
     scores: Floats, num: int, view: Any, softcap: float, top: Floats, total: Floats, acc: Floats
 ) -> None:
@@ -277,7 +288,7 @@ def _weigh(
     _soften(scores, num, top, total, acc)
 
 
-@njit(parallel=True, cache=True)
+@_compiled(nogil=True)
 def _decode(
     queries: Floats,
     rotated: Floats,
@@ -296,7 +307,7 @@ def _decode(
 ) -> None:
     num_heads, kd, vd = keys.shape[1], keys.shape[2], values.shape[2]
     group = queries.shape[1] // num_heads
-    for item in prange(queries.shape[0] * num_heads):
+    for item in range(queries.shape[0] * num_heads):
         r, h = item // num_heads, item % num_heads
         mine = slice(h * group, (h + 1) * group)
         scores = np.empty((group, BLOCK_TOKENS), np.float32)

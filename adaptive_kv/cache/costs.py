@@ -13,7 +13,7 @@ from adaptive_kv.cache.geometry import Keep, LayerGroup
 from adaptive_kv.cache.plan import Reach, make_plan
 from adaptive_kv.policy import CacheMode
 
-SCORE_BYTES = 16 * 2**20
+SCORE_BYTES = 2 * 2**20
 """Attention scores are computed for as many queries at a time as fit into this."""
 
 

@@ -35,7 +35,6 @@ class Budget:
         self.cache_bytes = 0
         self.workspace_bytes = 0
         self.peak_cache_bytes = 0
-        self._last_workspace_bytes = 0
 
     @property
     def used_bytes(self) -> int:
@@ -43,24 +42,24 @@ class Budget:
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
     @property
-    def usual_bytes(self) -> int:
-        """Weights, slabs and what the newest step needed besides."""
-        return self.weights_bytes + self.cache_bytes + self._last_workspace_bytes
+    def kept_bytes(self) -> int:
+        """Weights and slabs: what is in use between steps."""
+        return self.weights_bytes + self.cache_bytes
 
-    @property
-    def left_bytes(self) -> int | None:
-        """How much more slabs may take now; None where nothing limits them."""
-        limits = [] if self.allowance_bytes is None else [self.allowance_bytes]
+    def room_bytes(self, reserve_bytes: int = 0) -> float:
+        """How much slabs may still take if `reserve_bytes` of workspace are to fit besides."""
+        room_bytes = float("inf")
         if self.limit_bytes is not None:
-            limits.append(self.limit_bytes - self.used_bytes)
-        return max(0, min(limits)) if limits else None
+            room_bytes = self.limit_bytes - self.used_bytes - reserve_bytes
+        if self.allowance_bytes is not None:
+            room_bytes = min(room_bytes, self.allowance_bytes)
+        return max(0, room_bytes)
 
     @contextmanager
     def workspace(self, num_bytes: int) -> Iterator[None]:
         """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
         self._check("the step's workspace", num_bytes)
         self.workspace_bytes += num_bytes
-        self._last_workspace_bytes = num_bytes
         try:
             yield
         finally:

@@ -134,15 +134,12 @@ class PageStore:
         return self.budget.cache_bytes
 
     def has_room(self, num_bytes: int, reserve_bytes: int) -> bool:
-        """Whether pages of `num_bytes` fit now, with `reserve_bytes` left for others.
+        """Whether pages of `num_bytes` fit now, with `reserve_bytes` of workspace besides.
 
         Counts free pages and the slabs that may still be taken.
         """
-        left_bytes = self.budget.left_bytes
-        if left_bytes is None:
-            return True
         free_bytes = sum(pages.free_bytes for pages in self.groups)
-        return num_bytes + reserve_bytes <= free_bytes + left_bytes
+        return num_bytes <= free_bytes + self.budget.room_bytes(reserve_bytes)
 
     @property
     def epoch(self) -> int:

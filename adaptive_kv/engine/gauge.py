@@ -1,0 +1,158 @@
+"""Builds the reading: one immutable snapshot of memory, latency, load and costs."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from adaptive_kv.cache import costs
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.controller import Controller
+from adaptive_kv.engine.meter import Meter
+from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.sequence import Sequence
+from adaptive_kv.policy import CacheMode, Cost, Load, Memory, Reading
+from adaptive_kv.sensors.base import MemorySample
+from adaptive_kv.sensors.poller import SensorPoller
+from adaptive_kv.sensors.trend import seconds_to_floor
+
+MIN_STEP_TOKENS = 64
+"""Prefill goes on in chunks of at least about this many tokens, however tight memory is."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The newest sample and what the cache had taken when it was first seen."""
+
+    sample: MemorySample
+    cache_bytes: int
+
+
+class Gauge:
+    """Reads for the worker; everything it needs is handed in, time included."""
+
+    def __init__(
+        self,
+        model: Model,
+        store: PageStore,
+        scheduler: Scheduler,
+        meter: Meter,
+        *,
+        sensor: SensorPoller,
+        floor_bytes: int,
+    ) -> None:
+        self._model = model
+        self._store = store
+        self._scheduler = scheduler
+        self._meter = meter
+        self._sensor = sensor
+        self._floor_bytes = floor_bytes
+        self._seen = _Seen(sensor.latest(), store.held_bytes)
+
+    def read(self, now_s: float, step: int, controller: Controller) -> Reading:
+        """The reading of this moment."""
+        memory = self.memory(now_s)
+        running = self._scheduler.running
+        return Reading(
+            time_s=now_s,
+            step=step,
+            memory=memory,
+            seconds_to_floor=seconds_to_floor(self._sensor.history(), self._floor_bytes),
+            latency=self._meter.latency(),
+            load=self.load(now_s),
+            mode=controller.mode,
+            mode_age_s=max(0.0, now_s - controller.mode_since_s),
+            ladder=controller.ladder,
+            costs=self.costs(_modes(controller), running),
+            sequences=tuple(sequence.info() for sequence in running),
+        )
+
+    def memory(self, now_s: float) -> Memory:
+        """Free memory as sampled, less what the cache has taken since."""
+        sample = self._sensor.latest()
+        held_bytes = self._store.held_bytes
+        if sample is not self._seen.sample:
+            self._seen = _Seen(sample, held_bytes)
+        taken_since_bytes = held_bytes - self._seen.cache_bytes
+        return Memory(
+            total_bytes=sample.total_bytes,
+            free_bytes=max(0, sample.free_bytes - taken_since_bytes),
+            floor_bytes=self._floor_bytes,
+            weights_bytes=self._model.weights_bytes,
+            cache_bytes=held_bytes,
+            source=sample.source,
+            sample_age_s=max(0.0, now_s - sample.time_s),
+        )
+
+    def load(self, now_s: float) -> Load:
+        """How much work there is."""
+        return Load(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            tokens_per_s=self._meter.tokens_per_s(now_s),
+        )
+
+    def costs(self, modes: set[CacheMode], sequences: Seq[Sequence]) -> Mapping[CacheMode, Cost]:
+        """What each mode would cost for these sequences."""
+        return {mode: self._cost(mode, sequences) for mode in modes}
+
+    def pages_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
+        """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""
+        keep, num_tokens = self._store.keep, len(sequence.tokens)
+        return sum(
+            costs.page_bytes(mode, num_tokens, group, keep, gap_stop)
+            for group, gap_stop in zip(self._model.groups, sequence.cache.gap_stops, strict=True)
+        )
+
+    def workspace_bytes(self, num_new: int, num_logits: int, longest: int) -> int:
+        """A bound of what a step needs besides pages."""
+        return costs.workspace_bytes(
+            self._model.widths, self._model.groups, num_new, num_logits, longest
+        )
+
+    def promised_bytes(self) -> int:
+        """What the pages of running sequences will weigh beyond what they weigh now."""
+        running = self._scheduler.running
+        return sum(max(0, self.pages_bytes(s.mode, s) - s.cache.used_bytes) for s in running)
+
+    def chunk_bytes(self, num_tokens: int) -> int:
+        """What new tokens weigh until they may be packed."""
+        full, keep = CacheMode("full"), self._store.keep
+        return sum(costs.page_bytes(full, num_tokens, group, keep) for group in self._model.groups)
+
+    def step_bytes(self, num_tokens: int, sequence: Sequence | None = None) -> int:
+        """A bound of what a step of `num_tokens` needs besides pages, `sequence` taking part."""
+        parts = [*self._scheduler.running, *([] if sequence is None else [sequence])]
+        longest = max((len(part.tokens) for part in parts), default=0)
+        return self.workspace_bytes(min(longest, num_tokens), len(parts), longest)
+
+    def step_tokens(self) -> int:
+        """How many tokens a step may take: less than configured where the budget is tight."""
+        budget, num_tokens = self._store.budget, self._scheduler.max_tokens
+        if budget.limit_bytes is None:
+            return num_tokens
+        left_bytes = budget.limit_bytes - budget.used_bytes - self._store.slab_bytes
+        while num_tokens > MIN_STEP_TOKENS:
+            if self.step_bytes(num_tokens) + self.chunk_bytes(num_tokens) <= left_bytes:
+                break
+            num_tokens //= 2
+        return num_tokens
+
+    def _cost(self, mode: CacheMode, sequences: Seq[Sequence]) -> Cost:
+        lengths = [len(sequence.tokens) for sequence in sequences]
+        longest = max(lengths, default=0)
+        num_new = longest if mode.is_disabled else len(lengths)  # whole prefixes take turns
+        transient_bytes = self.workspace_bytes(num_new, len(lengths), longest) if lengths else 0
+        pages_bytes = sum(self.pages_bytes(mode, sequence) for sequence in sequences)
+        return Cost(
+            bytes=pages_bytes + transient_bytes,
+            transient_bytes=transient_bytes,
+            token_s=self._meter.token_s(mode),
+            exact=mode.is_exact,
+        )
+
+
+def _modes(controller: Controller) -> set[CacheMode]:
+    """The modes whose costs a policy or the guard may ask for."""
+    pinned = set() if controller.pinned is None else {controller.pinned}
+    return {*controller.ladder, controller.mode, *pinned}

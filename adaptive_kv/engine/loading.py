@@ -1,0 +1,137 @@
+"""From a folder or a hub id to a model that was looked at and probed, or a clear refusal."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from adaptive_kv.config import ModelSettings
+from adaptive_kv.engine.families import FAMILIES
+from adaptive_kv.engine.model import Model, prepare
+from adaptive_kv.engine.probe import probe
+from adaptive_kv.errors import ModelError
+
+EMBEDDED_NAME = "demo"
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model with its name and its tokenizer. `eos_ids` end a generation."""
+
+    name: str
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: frozenset[int]
+
+
+def embedded_model() -> Path:
+    """The folder of the model that comes with the package."""
+    return Path(str(resources.files("adaptive_kv") / "demo" / "model"))
+
+
+def load_model(settings: ModelSettings) -> LoadedModel:
+    """Load, look at and probe a model. Raises `ModelError` where it cannot be served."""
+    source = settings.path or str(embedded_model())
+    name = EMBEDDED_NAME if settings.path is None else _served_name(settings.path)
+    if settings.quantization is not None:
+        raise ModelError(name, "model.quantization is not supported yet; leave it out")
+    device = _device(name, settings.device)
+    try:
+        config = _load_config(name, source, settings.revision)
+        module = _load_weights(name, source, settings, config, device)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=settings.revision, trust_remote_code=False
+        )
+        model = prepare(module, settings.max_context)
+        error = probe(model)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
+        raise ModelError(name, _first_line(fault)) from fault
+    _log.info("model_loaded", model=name, family=model.model_type, probe_error=error)
+    return LoadedModel(
+        name=name, model=model, tokenizer=tokenizer, eos_ids=_eos_ids(module, tokenizer)
+    )
+
+
+def _load_config(name: str, source: str, revision: str | None) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(
+        source, revision=revision, trust_remote_code=False
+    )
+    if config.model_type not in FAMILIES:
+        families = ", ".join(sorted(FAMILIES))
+        raise ModelError(name, f"family {config.model_type!r} is not served; these are: {families}")
+    return config
+
+
+def _load_weights(
+    name: str,
+    source: str,
+    settings: ModelSettings,
+    config: PretrainedConfig,
+    device: torch.device,
+) -> PreTrainedModel:
+    """Weights from safetensors only, complete, on the device."""
+    answer: Any = AutoModelForCausalLM.from_pretrained(
+        source,
+        config=config,
+        revision=settings.revision,
+        dtype=_dtype(settings.dtype, config, device),
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    module, report = answer
+    for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := report.get(fault):
+            example = min(map(str, found))
+            raise ModelError(name, f"its weights are incomplete: {fault} {len(found)}, {example}")
+    assert isinstance(module, PreTrainedModel)
+    moved: PreTrainedModel = module.to(device)  # type: ignore[arg-type] # a decorated `to`
+    return moved
+
+
+def _device(name: str, wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError(name, "model.device is cuda, but torch sees no CUDA device")
+    is_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if is_cuda else "cpu")
+
+
+def _dtype(wanted: str, config: PretrainedConfig, device: torch.device) -> torch.dtype:
+    """The dtype asked for; `auto` is the model's own on CUDA and float32 on CPU, faster there."""
+    if wanted != "auto":
+        dtype = getattr(torch, wanted)
+    elif device.type == "cpu":
+        dtype = torch.float32
+    else:
+        dtype = config.dtype or torch.bfloat16
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _served_name(path: str) -> str:
+    """A folder's name, or the hub id as it is."""
+    return Path(path).resolve().name if Path(path).is_dir() else path
+
+
+def _eos_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    generation = module.generation_config
+    found = generation.eos_token_id if generation is not None else None
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _first_line(fault: Exception) -> str:
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0]

@@ -1,0 +1,52 @@
+"""Latency and throughput as running sequences see them."""
+
+from collections import deque
+from statistics import median, quantiles
+
+from adaptive_kv.policy import CacheMode, Latency
+
+_NUM_SAMPLES = 128
+_RATE_WINDOW_S = 5.0
+
+
+class Meter:
+    """Fed once per step by the worker; times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._token_s: deque[float] = deque(maxlen=_NUM_SAMPLES)
+        self._by_mode: dict[CacheMode, deque[float]] = {}
+        self._finished: deque[tuple[float, int]] = deque()
+
+    def add_step(self, now_s: float, duration_s: float, decoded: dict[CacheMode, int]) -> None:
+        """A step took `duration_s` and gave each of `decoded` (mode: sequences) one token."""
+        if not decoded:
+            return
+        self._token_s.append(duration_s)
+        self._finished.append((now_s, sum(decoded.values())))
+        if len(decoded) == 1:  # a mixed step says nothing about one mode
+            mode = next(iter(decoded))
+            self._by_mode.setdefault(mode, deque(maxlen=_NUM_SAMPLES // 4)).append(duration_s)
+
+    def latency(self) -> Latency:
+        """Seconds per token over the last steps."""
+        if not self._token_s:
+            return Latency(token_s=None, p50_s=None, p95_s=None)
+        newest = self._token_s[-1]
+        if len(self._token_s) == 1:
+            return Latency(token_s=newest, p50_s=newest, p95_s=newest)
+        p95_s = quantiles(self._token_s, n=20, method="inclusive")[-1]
+        return Latency(token_s=newest, p50_s=median(self._token_s), p95_s=p95_s)
+
+    def token_s(self, mode: CacheMode) -> float | None:
+        """Seconds per token last seen in a mode; None before it was used."""
+        seen = self._by_mode.get(mode)
+        return median(seen) if seen else None
+
+    def tokens_per_s(self, now_s: float) -> float:
+        """Tokens of all sequences over the last seconds."""
+        while self._finished and self._finished[0][0] < now_s - _RATE_WINDOW_S:
+            self._finished.popleft()
+        if not self._finished:
+            return 0.0
+        span_s = max(now_s - self._finished[0][0], 0.1)
+        return sum(count for _, count in self._finished) / span_s

@@ -1,0 +1,116 @@
+"""Who runs in the next step, who waits, who is parked.
+
+Running sequences are served before new ones are admitted. Priority decides first, arrival second;
+parking takes from the other end.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaptive_kv.engine.sequence import Sequence, State
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `num_new` tokens of a sequence, from `position` on."""
+
+    sequence: Sequence
+    position: int
+    num_new: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence's next token can be sampled after it."""
+        return self.position + self.num_new == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """Holds every sequence; `max_running` bounds the batch, `max_tokens` one step's work."""
+
+    def __init__(self, max_running: int, max_tokens: int) -> None:
+        self.max_running = max_running
+        self.max_tokens = max_tokens
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        """New and parked sequences, most urgent first."""
+        self._turn = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return not self.running and not self.waiting
+
+    @property
+    def everyone(self) -> list[Sequence]:
+        """All sequences, running first."""
+        return [*self.running, *self.waiting]
+
+    def add(self, sequence: Sequence) -> None:
+        """Let a new sequence wait its turn."""
+        self.waiting.append(sequence)
+        self.waiting.sort(key=lambda s: s.urgency)
+
+    def admit(self, fits: Callable[[Sequence], bool]) -> list[Sequence]:
+        """Start the most urgent waiting sequences while they fit; returns the started ones.
+
+        Nobody overtakes: a large sequence at the head is not starved by small ones behind it.
+        """
+        started = []
+        while self.waiting and len(self.running) < self.max_running and fits(self.waiting[0]):
+            sequence = self.waiting.pop(0)
+            self.running.append(sequence)
+            started.append(sequence)
+        self.running.sort(key=lambda s: s.urgency)
+        return started
+
+    def park(self, sequence: Sequence, now_s: float) -> None:
+        """Take a running sequence off the batch; its caller has dropped its pages."""
+        self.running.remove(sequence)
+        sequence.state = State.PARKED
+        sequence.since_s = now_s
+        self.add(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """A sequence by its request's id."""
+        return next((s for s in self.everyone if s.id == request_id), None)
+
+    def last_in_line(self) -> Sequence | None:
+        """The running sequence that is parked first: lowest priority, then newest."""
+        return max(self.running, key=lambda s: s.urgency, default=None)
+
+    def chunks(self, max_tokens: int) -> list[Chunk]:
+        """The next step's work: every decode, then prefill and whole prefixes as far as they fit.
+
+        Work that is larger than a step's budget runs alone with the decodes; those that had to
+        stand back take turns.
+        """
+        decodes = [s for s in self.running if s.num_pending == 1]
+        left = max_tokens - len(decodes)
+        chunks = [_next(s, 1) for s in decodes]
+        for sequence in self._larger_work():
+            wanted = sequence.num_pending
+            granted = wanted if sequence.mode.is_disabled else min(wanted, max(left, 0))
+            is_first = len(chunks) == len(decodes)
+            if granted == 0 or (granted > left and not is_first):
+                continue
+            chunks.append(_next(sequence, granted))
+            left -= granted
+        return chunks
+
+    def _larger_work(self) -> list[Sequence]:
+        """Prefills in order of urgency and whole prefixes in turns, in turn."""
+        others = [s for s in self.running if s.num_pending > 1]
+        prefills = [s for s in others if not s.mode.is_disabled]
+        whole = [s for s in others if s.mode.is_disabled]
+        self._turn += 1
+        turn = self._turn % len(whole) if whole else 0
+        whole = [*whole[turn:], *whole[:turn]]
+        return [*whole, *prefills] if self._turn % 2 else [*prefills, *whole]
+
+
+def _next(sequence: Sequence, num_new: int) -> Chunk:
+    return Chunk(sequence, sequence.cache.num_stored, num_new)

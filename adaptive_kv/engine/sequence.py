@@ -1,0 +1,103 @@
+"""One request being generated. Its token ids are the truth; its cache is disposable."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from adaptive_kv.cache.table import SequenceCache
+from adaptive_kv.engine.mailbox import Request, Usage
+from adaptive_kv.engine.sampling import SamplingState
+from adaptive_kv.engine.status import SequenceStatus
+from adaptive_kv.engine.text import TextStream
+from adaptive_kv.policy import CacheMode, SequenceInfo
+
+
+class State(StrEnum):
+    """waiting for its first step, running, or parked: dropped from memory until it fits again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    PARKED = "parked"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """What the engine knows of one request."""
+
+    request: Request
+    cache: SequenceCache
+    sampling: SamplingState
+    text: TextStream
+    number: int
+    """Order of arrival."""
+    since_s: float
+    """Monotonic time at which it began to wait."""
+    tokens: list[int] = field(default_factory=list)
+    """Prompt and output."""
+    state: State = State.WAITING
+    tokens_by_mode: Counter[CacheMode] = field(default_factory=Counter)
+    num_switches: int = 0
+    is_exact: bool = True
+    """Whether no lossy mode touched any of its tokens so far."""
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def mode(self) -> CacheMode:
+        """How its cache is kept."""
+        return self.cache.mode
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that must go through the model before the next one can be sampled."""
+        return len(self.tokens) - self.cache.num_stored
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Sorts what comes first to the front: high priority, then early arrival."""
+        return -self.request.priority, self.number
+
+    def permits(self, mode: CacheMode) -> bool:
+        """Whether its request permits a mode."""
+        return self.request.allow is None or mode in self.request.allow
+
+    def info(self) -> SequenceInfo:
+        """What a policy is shown."""
+        return SequenceInfo(
+            id=self.id,
+            num_tokens=len(self.tokens),
+            mode=self.mode,
+            cache_bytes=self.cache.used_bytes,
+            priority=self.request.priority,
+            allow=self.request.allow,
+            exact=self.is_exact and self.cache.is_exact,
+        )
+
+    def status(self) -> SequenceStatus:
+        """What publishers show."""
+        return SequenceStatus(
+            id=self.id,
+            state=self.state.value,
+            mode=self.mode,
+            num_tokens=len(self.tokens),
+            cache_bytes=self.cache.used_bytes,
+            exact=self.is_exact,
+        )
+
+    def usage(self) -> Usage:
+        """What it cost."""
+        return Usage(
+            num_prompt_tokens=len(self.request.prompt_ids),
+            num_output_tokens=self.num_output,
+            tokens_by_mode=dict(self.tokens_by_mode),
+            switches=self.num_switches,
+            exact=self.is_exact,
+        )

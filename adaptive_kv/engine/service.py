@@ -1,0 +1,176 @@
+"""Puts the engine together: model, pages, sensors, controller and the worker's thread."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from adaptive_kv.cache.geometry import Keep
+from adaptive_kv.cache.slab import Budget
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.config import Settings
+from adaptive_kv.controller import Controller
+from adaptive_kv.engine.card import ModelCard
+from adaptive_kv.engine.desk import Desk, Vocabulary
+from adaptive_kv.engine.families import permits
+from adaptive_kv.engine.gauge import Gauge
+from adaptive_kv.engine.herald import starting_status
+from adaptive_kv.engine.loading import LoadedModel, load_model
+from adaptive_kv.engine.mailbox import Mailbox
+from adaptive_kv.engine.meter import Meter
+from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.switcher import Switcher
+from adaptive_kv.engine.text import PromptEncoder
+from adaptive_kv.engine.worker import Worker
+from adaptive_kv.errors import ModelError
+from adaptive_kv.events import Event, EventLog
+from adaptive_kv.loader import load_policy
+from adaptive_kv.policy import CacheMode
+from adaptive_kv.sensors.choose import make_sensors
+from adaptive_kv.sensors.poller import SensorPoller
+
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A running engine. Reach it through `mailbox`; `prompts` and `card` are for the front."""
+
+    loaded: LoadedModel
+    card: ModelCard
+    prompts: PromptEncoder
+    mailbox: Mailbox
+    ladder: tuple[CacheMode, ...]
+    budget: Budget
+    worker: Worker
+    thread: threading.Thread
+    sensor: SensorPoller
+
+    def stop(self) -> None:
+        """End the worker after its present step, and the sensors."""
+        self.worker.stop()
+        if self.thread.is_alive():
+            self.thread.join(_STOP_S)
+        self.sensor.close()
+
+
+def start_engine(settings: Settings, events: EventLog) -> Engine:
+    """Load everything and start working.
+
+    Raises `ModelError`, `ConfigError`, `PolicyError` or `SensorError` where that cannot be.
+    """
+    loaded = load_model(settings.model)
+    engine = build_engine(settings, loaded, events)
+    engine.sensor.start()
+    engine.thread.start()
+    return engine
+
+
+def build_engine(
+    settings: Settings,
+    loaded: LoadedModel,
+    events: EventLog,
+    clock: Callable[[], float] = time.monotonic,
+) -> Engine:
+    """Everything put together, nothing started: a test may step the worker itself."""
+
+    def emit(event: Event) -> None:
+        events.append(event)
+
+    model = loaded.model
+    budget = Budget(settings.memory.budget, model.weights_bytes)
+    _check_budget(loaded, settings)
+    store = PageStore(
+        model.groups,
+        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        slab_bytes=settings.cache.slab,
+        budget=budget,
+        device=model.device,
+    )
+    sensor = SensorPoller(
+        make_sensors(settings.memory, str(model.device), lambda: budget.kept_bytes),
+        poll_hz=settings.memory.poll_hz,
+        events=events,
+    )
+    controller = _controller(settings, loaded, emit)
+    scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
+    meter = Meter()
+    gauge = Gauge(model, store, scheduler, meter, sensor=sensor, floor_bytes=settings.memory.floor)
+    switcher = Switcher(store, controller.mode, settings.cache.switch_bytes_per_step, emit, clock)
+    mailbox = Mailbox(starting_status(gauge.memory(clock()), controller, clock()))
+    desk = Desk(
+        mailbox,
+        scheduler,
+        switcher,
+        controller,
+        store,
+        Vocabulary(tokenizer=loaded.tokenizer, size=model.widths.vocab, eos_ids=loaded.eos_ids),
+        max_context=model.max_context,
+        max_wait_s=settings.server.max_wait_s,
+        emit=emit,
+        clock=clock,
+    )
+    worker = Worker(
+        model,
+        store,
+        controller=controller,
+        gauge=gauge,
+        scheduler=scheduler,
+        switcher=switcher,
+        meter=meter,
+        desk=desk,
+        mailbox=mailbox,
+        emit=emit,
+        max_age_s=settings.memory.max_age_s,
+        clock=clock,
+    )
+    return Engine(
+        loaded=loaded,
+        card=_card(loaded),
+        prompts=PromptEncoder(loaded.tokenizer),
+        mailbox=mailbox,
+        ladder=controller.ladder,
+        budget=budget,
+        worker=worker,
+        thread=threading.Thread(target=worker.run, name="worker", daemon=True),
+        sensor=sensor,
+    )
+
+
+def _controller(
+    settings: Settings, loaded: LoadedModel, emit: Callable[[Event], None]
+) -> Controller:
+    policy, name = load_policy(settings.policy.name, settings.policy.options)
+    fallback, _ = load_policy("ladder", {})
+    return Controller(
+        policy,
+        name=name,
+        fallback=fallback,
+        ladder=settings.cache.ladder,
+        min_dwell_s=settings.policy.min_dwell_s,
+        max_age_s=settings.memory.max_age_s,
+        deadline_s=settings.policy.deadline_s,
+        emit=emit,
+        is_supported=_supports(loaded),
+    )
+
+
+def _supports(loaded: LoadedModel) -> Callable[[CacheMode], bool]:
+    return lambda mode: permits(loaded.model.model_type, mode)
+
+
+def _card(loaded: LoadedModel) -> ModelCard:
+    return ModelCard(
+        name=loaded.name,
+        max_context=loaded.model.max_context,
+        vocab_size=loaded.model.widths.vocab,
+        created_s=int(time.time()),
+        supports=_supports(loaded),
+    )
+
+
+def _check_budget(loaded: LoadedModel, settings: Settings) -> None:
+    limit_bytes, weights_bytes = settings.memory.budget, loaded.model.weights_bytes
+    if limit_bytes is not None and weights_bytes >= limit_bytes:
+        why = f"its weights take {weights_bytes} bytes, memory.budget is {limit_bytes}"
+        raise ModelError(loaded.name, why)

@@ -1,0 +1,126 @@
+"""Carries out what the controller ordered, a bounded amount per step, and reports what it took."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from adaptive_kv.cache import switch
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.engine.sequence import Sequence
+from adaptive_kv.events import Event, ModeChanged, SequenceSwitched
+from adaptive_kv.policy import CacheMode
+
+
+@dataclass(slots=True)
+class _Switch:
+    """A switch under way, of one sequence or of the service."""
+
+    from_mode: CacheMode
+    reason: str
+    started_s: float
+    freed_bytes: int = 0
+    num_sequences: int = 0
+
+
+class Switcher:
+    """Turns modes into pages. `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        store: PageStore,
+        mode: CacheMode,
+        max_bytes: int,
+        emit: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.mode = mode
+        """The mode of the service, as last ordered."""
+        self._store = store
+        self._max_bytes = max_bytes
+        self._emit = emit
+        self._clock = clock
+        self._of_service: _Switch | None = None
+        self._under_way: dict[Sequence, _Switch] = {}
+
+    def order(
+        self,
+        mode: CacheMode,
+        modes: Mapping[Sequence, CacheMode],
+        reason: str,
+    ) -> None:
+        """Set the mode of the service and of sequences; pages follow in `advance`."""
+        if mode != self.mode:
+            self._report_service()
+            self._of_service = _Switch(self.mode, reason, self._clock())
+            self.mode = mode
+        for sequence, wanted in modes.items():
+            if wanted != sequence.mode:
+                self._start(sequence, wanted, reason)
+
+    def advance(self, sequences: Iterable[Sequence], *, is_urgent: bool) -> int:
+        """Convert pages, at most a step's share unless urgent; returns bytes freed.
+
+        Raises `torch.OutOfMemoryError` where a larger format does not fit; what was done stays.
+        """
+        left = None if is_urgent else self._max_bytes
+        freed_bytes = 0
+        for sequence in sequences:
+            if left is not None and left <= 0:
+                break
+            progress = switch.advance(sequence.cache, left)
+            freed_bytes += progress.freed_bytes
+            left = None if left is None else left - progress.moved_bytes
+            if under_way := self._under_way.get(sequence):
+                under_way.freed_bytes += progress.freed_bytes
+                if sequence.cache.is_settled:
+                    self._report(sequence)
+        self._store.compact(sys.maxsize if left is None else max(0, left))
+        if not self._under_way:
+            self._report_service()
+        return freed_bytes
+
+    def forget(self, sequence: Sequence) -> None:
+        """A sequence ended or was parked; its switch ends with it."""
+        self._under_way.pop(sequence, None)
+
+    def _start(self, sequence: Sequence, mode: CacheMode, reason: str) -> None:
+        under_way = self._under_way.pop(sequence, None)
+        if under_way is None:
+            under_way = _Switch(sequence.mode, reason, self._clock())
+        used_bytes = sequence.cache.used_bytes
+        sequence.cache.mode = mode
+        sequence.num_switches += 1
+        under_way.freed_bytes += used_bytes - sequence.cache.used_bytes
+        self._under_way[sequence] = under_way
+
+    def _report(self, sequence: Sequence) -> None:
+        done = self._under_way.pop(sequence)
+        self._emit(
+            SequenceSwitched(
+                from_mode=done.from_mode,
+                to_mode=sequence.mode,
+                reason=done.reason,
+                duration_s=self._clock() - done.started_s,
+                freed_bytes=done.freed_bytes,
+                sequence=sequence.id,
+            )
+        )
+        if self._of_service is not None:
+            self._of_service.freed_bytes += done.freed_bytes
+            self._of_service.num_sequences += 1
+
+    def _report_service(self) -> None:
+        done, self._of_service = self._of_service, None
+        if done is None:
+            return
+        self._emit(
+            ModeChanged(
+                from_mode=done.from_mode,
+                to_mode=self.mode,
+                reason=done.reason,
+                duration_s=self._clock() - done.started_s,
+                freed_bytes=done.freed_bytes,
+                sequences=done.num_sequences,
+            )
+        )
