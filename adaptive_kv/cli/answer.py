@@ -13,6 +13,8 @@ from adaptive_kv.errors import Refusal, RequestError
 from adaptive_kv.events import EventLog
 from adaptive_kv.policy import CacheMode
 
+_POLL_S = 0.01
+
 
 def answer(
     settings: Settings,
@@ -52,6 +54,7 @@ async def _stream(engine: Engine, request: Request, pinned: CacheMode | None) ->
     client = EngineClient(engine.mailbox, max_in_flight=1)
     if pinned is not None:
         client.pin(pinned)
+    await _ready(engine, client)
     async with aclosing(client.generate(request)) as replies:
         async for reply in replies:
             if isinstance(reply, Delta):
@@ -61,6 +64,12 @@ async def _stream(engine: Engine, request: Request, pinned: CacheMode | None) ->
                 sys.stdout.write("\n")
                 return reply.usage
     raise AssertionError("a request ends with Finished, or generate raises")
+
+
+async def _ready(engine: Engine, client: EngineClient) -> None:
+    """Wait for the worker's first step, which shows that it takes requests."""
+    while client.why_not_ready() is not None and engine.thread.is_alive():
+        await asyncio.sleep(_POLL_S)
 
 
 def _summary(usage: Usage) -> str:

@@ -13,6 +13,7 @@ import structlog
 
 from adaptive_kv.cli.notify import notify
 from adaptive_kv.config import Settings
+from adaptive_kv.documents import DocumentMaker, new_boot_id
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.service import Engine, start_engine
 from adaptive_kv.engine.status import Health
@@ -54,8 +55,17 @@ class _Service:
         self.client = EngineClient(
             engine.mailbox, max_in_flight=server.max_running + server.max_waiting, events=events
         )
+        self.documents = DocumentMaker(
+            lambda: engine.mailbox.status, node=settings.mqtt.node, boot_id=new_boot_id()
+        )
         self.http_stops = asyncio.Event()
         self.mqtt_stops = asyncio.Event()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the worker works."""
+        is_failed = self.engine.mailbox.status.health is Health.FAILED
+        return self.engine.thread.is_alive() and not is_failed
 
     async def http(self) -> None:
         """Answer requests until `http_stops`."""
@@ -64,7 +74,10 @@ class _Service:
             prompts=self.engine.prompts,
             card=self.engine.card,
             events=self.events,
-            documents=Documents(state=self.documents.state, event=self.documents.event),
+            documents=Documents(
+                state=lambda: self.documents.state().to_json(),
+                event=lambda record: self.documents.event(record).to_json(),
+            ),
             settings=self.settings.server,
         )
         await serve_http(
@@ -81,8 +94,9 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
     try:
         async with asyncio.TaskGroup() as tasks:
             with _signals() as told:
-                http = tasks.create_task(service.http(), name="http")
                 mqtt = tasks.create_task(service.mqtt(), name="mqtt")
+                await _first_step(service, told)
+                http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
                 notify("STOPPING=1")
                 await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
@@ -93,11 +107,16 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
     return is_well
 
 
+async def _first_step(service: _Service, told: asyncio.Event) -> None:
+    """Wait until the worker takes requests, so that whoever can connect can also ask."""
+    while service.engine.mailbox.status.step == 0 and service.is_alive and not told.is_set():
+        await asyncio.sleep(_POLL_S)
+
+
 async def _told_or_dead(service: _Service, told: asyncio.Event) -> bool:
     """True once told to stop, False once the worker has died."""
     while not told.is_set():
-        is_failed = service.client.status.health is Health.FAILED
-        if is_failed or not service.engine.thread.is_alive():
+        if not service.is_alive:
             _log.critical("worker_died")
             return False
         with suppress(TimeoutError):

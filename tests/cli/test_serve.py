@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from cli.command import COMMAND, clean_environment
 
 ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True}
@@ -54,80 +53,56 @@ def listening(process: subprocess.Popen[str]) -> str:
     raise AssertionError("".join(lines))
 
 
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    with serving(tmp_path) as started:
-        yield started
+@contextmanager
+def ask(url: str, **parameters: int) -> Iterator[Iterator[dict[str, Any]]]:
+    """The chunks of a streamed answer as they come."""
+    body = ASK | {"stream": True} | parameters
+    with httpx.stream("POST", url, json=body, timeout=60) as response:
+        assert response.status_code == 200, response.read()
+        lines = (line.removeprefix("data: ") for line in response.iter_lines())
+        yield (json.loads(line) for line in lines if line.startswith("{"))
 
 
-def chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        if line.startswith("data: {"):
-            yield json.loads(line.removeprefix("data: "))
-
-
-def test_a_service_tells_systemd_serves_and_stops(served: Served) -> None:
-    assert served.notified.recv(100) == b"READY=1"
-    assert httpx.get(f"{served.url}/readyz").status_code == 200
-    answer = httpx.post(f"{served.url}/v1/completions", json=ASK | {"max_tokens": 4}, timeout=60)
-    assert answer.json()["usage"]["completion_tokens"] == 4
-    served.process.send_signal(signal.SIGTERM)
-    assert served.process.wait(60) == 0
-    assert served.notified.recv(100) == b"STOPPING=1"
-
-
-def test_a_running_request_finishes_before_the_end(served: Served) -> None:
-    body = ASK | {"max_tokens": 60, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
-        answer = chunks(response)
-        next(answer)
-        served.process.send_signal(signal.SIGTERM)
-        assert list(answer)[-1]["choices"][0]["finish_reason"] == "length"
-    assert served.process.wait(60) == 0
-
-
-def test_a_draining_service_takes_no_request(served: Served) -> None:
-    body = ASK | {"max_tokens": 200, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
-        next(chunks(response))
-        served.process.send_signal(signal.SIGTERM)
+def test_a_service_tells_systemd_and_finishes_what_it_began(tmp_path: Path) -> None:
+    """From READY over a pinned mode and a drain, which takes nothing new, to a clean end."""
+    with serving(tmp_path, "--mode", "int8") as served:
+        url = f"{served.url}/v1/completions"
         assert served.notified.recv(100) == b"READY=1"
-        assert served.notified.recv(100) == b"STOPPING=1"
-        refused = httpx.post(f"{served.url}/v1/completions", json=ASK, timeout=60)
+        assert httpx.get(f"{served.url}/readyz").status_code == 200
+        assert httpx.get(f"{served.url}/status").json()["pinned"] is True
+        with ask(url, max_tokens=300) as answer:
+            next(answer)
+            served.process.send_signal(signal.SIGTERM)
+            assert served.notified.recv(100) == b"STOPPING=1"
+            refused = httpx.post(url, json=ASK, timeout=60)
+            last = list(answer)[-1]
         assert refused.status_code == 503
         assert "retry-after" in refused.headers
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert served.process.wait(60) == 0
 
 
 def test_what_does_not_finish_in_time_is_failed(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[server]\ndrain_timeout_s = 0.1\n")
-    body = ASK | {"max_tokens": 3000, "stream": True}
     with serving(tmp_path, "--config", "mine.toml") as served:
-        url = f"{served.url}/v1/completions"
-        with httpx.stream("POST", url, json=body, timeout=60) as response:
-            answer = chunks(response)
+        with ask(f"{served.url}/v1/completions", max_tokens=3000) as answer:
             next(answer)
             served.process.send_signal(signal.SIGTERM)
             assert list(answer)[-1]["error"]["code"] == "stopping"
         assert served.process.wait(60) == 0
 
 
-def test_a_second_signal_ends_at_once(served: Served) -> None:
-    body = ASK | {"max_tokens": 3000, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as response:
-        next(chunks(response))
-        served.process.send_signal(signal.SIGTERM)
+def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path) as served,
+        ask(f"{served.url}/v1/completions", max_tokens=3000) as answer,
+    ):
+        next(answer)
         assert served.notified.recv(100) == b"READY=1"
+        served.process.send_signal(signal.SIGTERM)
         assert served.notified.recv(100) == b"STOPPING=1"
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(60) == 1
-
-
-def test_a_pinned_mode_is_held(tmp_path: Path) -> None:
-    with serving(tmp_path, "--mode", "int8") as served:
-        body = ASK | {"max_tokens": 4}
-        answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
-        assert answer["usage"]["adaptive_kv"]["tokens_by_mode"] == {"int8": 4}
-        assert httpx.get(f"{served.url}/status").json()["pinned"] is True
 
 
 def test_a_taken_port_exits_with_78(tmp_path: Path) -> None:
