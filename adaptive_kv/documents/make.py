@@ -39,18 +39,18 @@ class DocumentMaker:
         self.boot_id = boot_id
         self.dropped_events = 0
         """Written by whoever publishes events."""
-        self._status = status
+        self.status = status
+        """The truth of this moment, as the engine has it."""
         self._clock = clock
         self._seqs = itertools.count(1)
 
     def state(self) -> StateDocument:
         """The truth of this moment, with a `seq` above all before."""
-        seq = next(self._seqs)
         return state_document(
-            self._status(),
+            self.status(),
             node=self.node,
             boot_id=self.boot_id,
-            seq=seq,
+            seq=next(self._seqs),
             time=self._clock(),
             dropped_events=self.dropped_events,
         )
