@@ -1,0 +1,121 @@
+import gc
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aiomqtt import MqttCodeError, MqttError, ProtocolVersion
+from broker import Listener, Mosquitto, comes_true, running_mosquitto
+from mqtt.publishing import make_node, publishing
+from mqtt.wire import wired
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from adaptive_kv.errors import ConfigError
+from adaptive_kv.mqtt.link import next_version
+
+V5, V311 = ProtocolVersion.V5, ProtocolVersion.V311
+TLS = Path(__file__).parent / "tls"
+"""A throw-away authority and what it signed, for the loopback alone and for a hundred years."""
+PASSWORD = "correct horse"
+leaves_sockets = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+"""paho leaves a socket whose handshake failed to the garbage collector."""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker that wants to know who comes."""
+    words = tmp_path / "passwords"
+    words.write_text(f"edge:{PASSWORD}\n")
+    subprocess.run(["mosquitto_passwd", "-U", words], check=True)
+    with running_mosquitto(tmp_path, [f"password_file {words}"]) as running:
+        yield running
+
+
+@pytest.mark.parametrize("answer", [b"\x20\x02\x00\x01", b""], ids=["refuses", "hangs up"])
+def test_a_broker_that_does_not_know_mqtt_5_is_spoken_to_in_3(
+    broker: Mosquitto, answer: bytes
+) -> None:
+    with Listener(broker) as listener, wired(broker, old_answer=answer) as wire:
+        with capture_logs() as logs, publishing(wire.url) as node:
+            assert listener.hears(lambda heard: bool(heard.of("state")))
+            node.append(1)
+            assert listener.hears(lambda heard: bool(heard.of("event")))
+        assert listener.hears(lambda heard: heard.texts("availability") == ["online", "offline"])
+    assert [log["version"] for log in logs if log["event"] == "mqtt_connected"] == ["V311"]
+
+
+def test_a_broker_that_knows_mqtt_5_is_spoken_to_in_5(broker: Mosquitto) -> None:
+    with capture_logs() as logs, publishing(broker.url) as node:
+        assert node.connects()
+    assert [log["version"] for log in logs] == ["V5"]
+
+
+def test_silence_is_no_reason_to_doubt_a_version_that_has_worked() -> None:
+    silence, refusal = MqttError("Operation timed out"), MqttCodeError(132)
+    assert next_version(V5, silence, is_v5_known=True) is V5
+    assert next_version(V5, silence, is_v5_known=False) is V311
+    assert next_version(V311, silence, is_v5_known=False) is V5
+    assert next_version(V5, refusal, is_v5_known=True) is V311
+    assert next_version(V5, MqttCodeError(135), is_v5_known=False) is V5
+
+
+def test_who_gives_the_right_password_is_let_in(guarded: Mosquitto) -> None:
+    secret = SecretStr(PASSWORD)
+    with publishing(guarded.url, username="edge", password=secret) as node:
+        assert node.connects()
+
+
+def test_a_wrong_password_is_tried_again_and_never_shown(guarded: Mosquitto) -> None:
+    secret = SecretStr("guessed wrong")
+    with (
+        capture_logs() as logs,
+        publishing(guarded.url, username="edge", password=secret) as node,
+    ):
+        assert comes_true(lambda: node.publisher.status.last_error is not None)
+        node.append(1)
+        assert not node.is_connected()
+        assert "ot authorized" in (node.publisher.status.last_error or "")
+    assert [log["event"] for log in logs] == ["mqtt_lost"]
+    assert "guessed" not in str(logs)
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[Mosquitto]:
+    """A broker that speaks TLS, as `localhost`."""
+    options = [f"certfile {TLS / 'localhost.pem'}", f"keyfile {TLS / 'localhost-key.pem'}"]
+    with running_mosquitto(tmp_path, ["allow_anonymous true", *options]) as running:
+        yield running
+
+
+def test_tls_with_the_right_authority_is_trusted(private: Mosquitto) -> None:
+    url = f"mqtts://localhost:{private.port}"
+    with publishing(url, ca_file=TLS / "authority.pem") as node:
+        assert node.connects()
+        node.append(1)
+        assert comes_true(lambda: node.publisher._cursor._seq == 1)
+
+
+@leaves_sockets
+def test_tls_without_it_is_not(private: Mosquitto) -> None:
+    with publishing(f"mqtts://localhost:{private.port}") as node:
+        assert comes_true(lambda: node.publisher.status.last_error is not None)
+        assert "CERTIFICATE_VERIFY_FAILED" in (node.publisher.status.last_error or "")
+    gc.collect()
+
+
+@leaves_sockets
+def test_a_certificate_for_another_name_is_not_trusted(private: Mosquitto) -> None:
+    url = f"mqtts://127.0.0.2:{private.port}"
+    with publishing(url, ca_file=TLS / "authority.pem") as node:
+        assert comes_true(lambda: node.publisher.status.last_error is not None)
+        assert not node.is_connected()
+    gc.collect()
+
+
+def test_a_ca_file_that_cannot_be_read_is_a_configuration_error(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.write_text("")
+    for file in (tmp_path / "absent.pem", empty):
+        with pytest.raises(ConfigError, match="ca_file"):
+            make_node("mqtts://localhost", ca_file=file)
