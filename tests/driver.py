@@ -1,6 +1,6 @@
 """The smallest loop that serves sequences over `RaggedBatch`; greedy, without scheduling."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -64,28 +64,32 @@ def start(store: PageStore, ids: Sequence[int], mode: str = "full") -> Live:
 
 @torch.inference_mode()
 def step(
-    model: Model, lives: Sequence[Live], chunk_tokens: int | Sequence[int] = 64
+    model: Model,
+    lives: Sequence[Live],
+    chunk_tokens: int = 64,
+    *,
+    use_kernels: bool = True,
 ) -> list[Tensor]:
     """One forward of the next chunk of every sequence; logits after the last token of each.
 
     Leaves the caches as they are besides: pages are not switched.
     """
-    chunks = [chunk_tokens] * len(lives) if isinstance(chunk_tokens, int) else chunk_tokens
     rows: list[Row] = []
     ids: list[int] = []
     positions: list[int] = []
     last: list[int] = []
-    for live, most in zip(lives, chunks, strict=True):
+    for live in lives:
         first = live.cache.num_stored
         num_new = live.num_pending
         if not live.cache.mode.is_disabled:
-            num_new = min(num_new, most)
+            num_new = min(num_new, chunk_tokens)
             live.cache.reserve(num_new)
         rows.append(Row(live.cache, first, num_new))
         ids += live.ids[first : first + num_new]
         positions += range(first, first + num_new)
         last.append(len(ids) - 1)
-    logits = model.forward(ids, positions, last, RaggedBatch(lives[0].cache.store, rows))
+    batch = RaggedBatch(lives[0].cache.store, rows, use_kernels=use_kernels)
+    logits = model.forward(ids, positions, last, batch)
     for row in rows:
         if row.is_stored:
             row.cache.commit(row.num_new, is_exact=row.is_exact)
@@ -100,15 +104,24 @@ def settle(lives: Sequence[Live], max_bytes: int | None = None) -> None:
             live.cache.store.compact(live.cache.store.slab_bytes)
 
 
-def prefill(model: Model, lives: Sequence[Live], chunk_tokens: int = 64) -> None:
-    """Run all but the last token of every sequence that keeps a cache; pages are switched."""
-    while waiting := [x for x in lives if x.num_pending > 1 and not x.cache.mode.is_disabled]:
-        step(model, waiting, [min(chunk_tokens, x.num_pending - 1) for x in waiting])
-        settle(waiting)
+def generate(
+    model: Model,
+    lives: Sequence[Live],
+    num_new: int,
+    between: Callable[[int], None] = lambda _: None,
+    chunk_tokens: int = 33,
+) -> list[list[int]]:
+    """`num_new` greedy tokens for each, in one ragged batch; `between(n)` is called before step n.
 
-
-def decode_greedily(model: Model, lives: Sequence[Live]) -> None:
-    """One more token for each of the sequences that have one token pending (or are disabled)."""
-    ready = [x for x in lives if x.num_pending == 1 or x.cache.mode.is_disabled]
-    for live, logits in zip(ready, step(model, ready), strict=True):
-        live.ids.append(int(logits.argmax()))
+    Prompts are prefilled in chunks beside the decodes of those that are further on.
+    """
+    stops = [len(live.ids) + num_new for live in lives]
+    number = 0
+    while active := [x for x, stop in zip(lives, stops, strict=True) if len(x.ids) < stop]:
+        between(number)
+        number += 1
+        for live, logits in zip(active, step(model, active, chunk_tokens), strict=True):
+            if live.cache.mode.is_disabled or live.num_pending == 0:
+                live.ids.append(int(logits.argmax()))
+        settle(active)
+    return [live.ids[-num_new:] for live in lives]

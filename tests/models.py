@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from adaptive_kv.engine.model import Model, prepare
 
-transformers.logging.set_verbosity(transformers.logging.ERROR)
+transformers.logging.set_verbosity(logging.ERROR)
 torch.set_num_threads(1)
 
 VOCAB = 97
-_BASE = {
+BASE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -27,6 +28,8 @@ _BASE = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,  # tied random weights would repeat one token for ever
 }
+"""Widths that all families share."""
+
 _ALTERNATING = {
     "sliding_window": 32,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -83,7 +86,7 @@ FAMILY_CONFIGS: dict[str, dict[str, Any]] = {
 def make_config(family: str, **changes: Any) -> PretrainedConfig:
     """A tiny configuration of a family."""
     return transformers.AutoConfig.for_model(
-        family, **copy.deepcopy({**_BASE, **FAMILY_CONFIGS[family], **changes})
+        family, **copy.deepcopy({**BASE, **FAMILY_CONFIGS[family], **changes})
     )
 
 
