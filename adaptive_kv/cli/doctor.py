@@ -3,13 +3,11 @@
 import asyncio
 import json
 import os
-import ssl
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import typer
 
@@ -184,14 +182,15 @@ async def _echo(mqtt: "MqttSettings") -> str:
 def _client(mqtt: "MqttSettings") -> "Client":
     from aiomqtt import Client
 
-    url = urlsplit(mqtt.url or "")
-    is_tls = url.scheme == "mqtts"
+    from adaptive_kv.mqtt.link import Broker
+
+    broker = Broker.of(mqtt)
     return Client(
-        url.hostname or "",
-        url.port or (8883 if is_tls else 1883),
-        username=mqtt.username,
-        password=mqtt.password.get_secret_value() if mqtt.password else None,
-        tls_context=ssl.create_default_context(cafile=mqtt.ca_file) if is_tls else None,
+        broker.host,
+        broker.port,
+        username=broker.username,
+        password=broker.password,
+        tls_context=broker.tls,
         identifier=f"{mqtt.base.replace('/', '-')}-{mqtt.node}-doctor",
         timeout=_BROKER_S,
     )

@@ -6,19 +6,22 @@ Imports everything; commands import it once their configuration has turned out t
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
+import torch
 
 from adaptive_kv.cli.notify import notify
 from adaptive_kv.config import Settings
-from adaptive_kv.documents import DocumentMaker, new_boot_id
+from adaptive_kv.documents import DocumentMaker, InfoDocument, info_document, new_boot_id
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.service import Engine, start_engine
 from adaptive_kv.engine.status import Health
 from adaptive_kv.errors import Refusal
 from adaptive_kv.events import EventLog
+from adaptive_kv.mqtt.publisher import Publisher
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.app import make_app
 from adaptive_kv.server.run import serve_http
@@ -26,7 +29,7 @@ from adaptive_kv.server.service import Documents
 
 _POLL_S = 0.05
 _CLOSE_S = 3.0
-"""For connections to close, and for MQTT to say offline, once all requests have ended."""
+"""For connections to close once all requests have ended."""
 _GONE = Refusal("the service is stopping", 503, "server_error", code="stopping", retry_after_s=5.0)
 _log = structlog.get_logger(__name__)
 
@@ -58,8 +61,13 @@ class _Service:
         self.documents = DocumentMaker(
             lambda: engine.mailbox.status, node=settings.mqtt.node, boot_id=new_boot_id()
         )
-        self.http_stops = asyncio.Event()
-        self.mqtt_stops = asyncio.Event()
+        self.publisher = Publisher(
+            settings.mqtt,
+            info=_info(engine, self.documents),
+            documents=self.documents,
+            events=events,
+        )
+        self.closing = asyncio.Event()
 
     @property
     def is_alive(self) -> bool:
@@ -68,7 +76,7 @@ class _Service:
         return self.engine.thread.is_alive() and not is_failed
 
     async def http(self) -> None:
-        """Answer requests until `http_stops`."""
+        """Answer requests until `closing`."""
         app = make_app(
             client=self.client,
             prompts=self.engine.prompts,
@@ -80,12 +88,20 @@ class _Service:
             ),
             settings=self.settings.server,
         )
-        await serve_http(
-            app, self.settings.server, stop=self.http_stops, on_listening=_tell_listening
-        )
+        await serve_http(app, self.settings.server, stop=self.closing, on_listening=_tell_listening)
 
-    async def mqtt(self) -> None:
-        """Publish until `mqtt_stops`, where a broker is configured."""
+
+def _info(engine: Engine, documents: DocumentMaker) -> InfoDocument:
+    device = engine.loaded.model.device
+    return info_document(
+        node=documents.node,
+        boot_id=documents.boot_id,
+        time=time.time(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        model=engine.card.name,
+        memory_source=engine.mailbox.status.memory.source,
+        ladder=engine.ladder,
+    )
 
 
 async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
@@ -94,14 +110,16 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
     try:
         async with asyncio.TaskGroup() as tasks:
             with _signals() as told:
-                mqtt = tasks.create_task(service.mqtt(), name="mqtt")
+                mqtt = tasks.create_task(service.publisher.run(), name="mqtt")
                 await _first_step(service, told)
                 http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
                 notify("STOPPING=1")
                 await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
-                await _end(http, service.http_stops)
-                await _end(mqtt, service.mqtt_stops)
+                service.closing.set()
+                await asyncio.wait([http], timeout=_CLOSE_S)
+                http.cancel()
+                mqtt.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return is_well
@@ -130,16 +148,9 @@ async def _drain(client: EngineClient, timeout_s: float) -> None:
     client.drain()
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            while client.num_in_flight:
+            while client.num_in_flight or client.status.health is not Health.DRAINING:
                 await asyncio.sleep(_POLL_S)
     client.fail_all(_GONE)
-
-
-async def _end(task: asyncio.Task[None], stop: asyncio.Event) -> None:
-    """Ask a task to end; cancel it where it takes too long."""
-    stop.set()
-    await asyncio.wait([task], timeout=_CLOSE_S)
-    task.cancel()
 
 
 def _tell_listening(url: str) -> None:

@@ -1,24 +1,14 @@
 """The doctor says what is well and what is not."""
 
-import getpass
 import json
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from broker import free_port, running_mosquitto
 
 Run = Callable[..., CompletedProcess[str]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def checks(done: CompletedProcess[str]) -> dict[str, bool]:
@@ -27,30 +17,12 @@ def checks(done: CompletedProcess[str]) -> dict[str, bool]:
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[str]:
-    """A real broker on which `reader` may read its commands and `mute` may do nothing."""
-    program = shutil.which("mosquitto")
-    if program is None:
-        pytest.skip("mosquitto is absent")
-    port = free_port()
-    rules, config = tmp_path / "rules", tmp_path / "mosquitto.conf"
+    """A broker that lets `reader` do everything of ours, and others nothing."""
+    rules = tmp_path / "rules"
     rules.write_text("user reader\ntopic readwrite adaptive-kv/v1/#\n")
     rules.chmod(0o600)
-    lines = [f"listener {port} 127.0.0.1", "allow_anonymous true", f"acl_file {rules}"]
-    config.write_text("\n".join([*lines, f"user {getpass.getuser()}"]))
-    command = [program, "-c", str(config)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        wait_for(port)
-        yield f"mqtt://127.0.0.1:{port}"
-        process.terminate()
-
-
-def wait_for(port: int) -> None:
-    for _ in range(500):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise TimeoutError(port)
+    with running_mosquitto(tmp_path, ("allow_anonymous true", f"acl_file {rules}")) as running:
+        yield running.url
 
 
 def test_a_healthy_box_is_green(adaptive_kv: Run) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from broker import Listener, running_mosquitto
 from cli.command import COMMAND, clean_environment
 
 ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True}
@@ -90,6 +91,19 @@ def test_what_does_not_finish_in_time_is_failed(tmp_path: Path) -> None:
             served.process.send_signal(signal.SIGTERM)
             assert list(answer)[-1]["error"]["code"] == "stopping"
         assert served.process.wait(60) == 0
+
+
+def test_a_broker_hears_of_the_drain_and_that_we_are_gone(tmp_path: Path) -> None:
+    with running_mosquitto(tmp_path) as broker, Listener(broker) as listener:
+        with serving(tmp_path, "--mqtt-url", broker.url, "--node", "box") as served:
+            assert listener.hears(lambda heard: heard.texts("availability") == ["online"])
+            served.process.send_signal(signal.SIGTERM)
+            assert served.process.wait(60) == 0
+        assert listener.hears(lambda heard: heard.texts("availability") == ["online", "offline"])
+        assert [heard.json["type"] for heard in listener.of("event")] == ["drain"]
+        (info,) = listener.of("info")
+        assert (info.json["node"], info.json["model"]) == ("box", "demo")
+        assert {heard.topic.rsplit("/", 1)[0] for heard in listener.heard} == {"adaptive-kv/v1/box"}
 
 
 def test_a_second_signal_ends_at_once(tmp_path: Path) -> None:
