@@ -17,6 +17,7 @@ from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, LayerGroup
 from adaptive_kv.cache.slab import Slab
 
 _SMALLEST_SCALE = 6e-8  # float16's smallest step: a constant channel still divides
+_LARGEST = 65504.0  # float16's: what lies beyond is cut off rather than made infinite
 
 
 class Packed:
@@ -99,9 +100,16 @@ def _dequantize(codes: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
 
 def _quantize(rows: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (uint8), scale and minimum (float16) of float32 `rows`, one pair along `dim`."""
-    low, high = rows.amin(dim, keepdim=True), rows.amax(dim, keepdim=True)
+    low, high = (found.clamp(-_LARGEST, _LARGEST) for found in rows.aminmax(dim=dim, keepdim=True))
     levels = 2**bits - 1
-    minimum = low.half()
-    scale = ((high - low) / levels).half().clamp_min(_SMALLEST_SCALE)
+    minimum = _half_below(low)
+    scale = ((high - minimum.float()) / levels).half().clamp_min(_SMALLEST_SCALE)
     codes = ((rows - minimum.float()) / scale.float()).round_().clamp_(0, levels)
     return codes.to(torch.uint8), scale, minimum
+
+
+def _half_below(rows: Tensor) -> Tensor:
+    """The nearest float16 that is not above: a minimum that is would cut off what lies below."""
+    near = rows.half()
+    below = torch.nextafter(near, torch.full_like(near, -torch.inf))
+    return torch.where(near.float() > rows, below, near)
