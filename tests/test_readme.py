@@ -80,8 +80,8 @@ def test_its_configuration_is_accepted(tmp_path: Path) -> None:
 def test_it_names_the_families_that_are_served() -> None:
     """No more and no fewer."""
     section = README.split("## What is served")[1].split(", from safetensors")[0]
-    listed = re.sub(r"\(.*?\)", "", section, flags=re.DOTALL).replace(" and ", ", ")
-    named = {name.strip() for name in listed.split(",")}
+    listed = " ".join(re.sub(r"\(.*?\)", "", section, flags=re.DOTALL).split())
+    named = {name.strip() for name in re.split(r", | and ", listed)}
     assert named == {family.removesuffix("_text") for family in FAMILIES}
 
 
