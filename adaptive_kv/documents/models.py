@@ -50,8 +50,9 @@ Mode = Annotated[
     str, Field(pattern=r"^(full|int8|int4|disabled|window:[1-9][0-9]{0,8}(\+int8|\+int4)?)$")
 ]
 Node = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-Count = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(ge=0)]
+# Told, not enforced: a number that is wrong by our fault must not keep the others from being shown.
+Count = Annotated[int, Field(json_schema_extra={"minimum": 0})]
+Seconds = Annotated[float, Field(json_schema_extra={"minimum": 0})]
 Time = Annotated[
     str,
     Field(
@@ -120,7 +121,7 @@ class LoadState(Document):
 
     running: Count
     waiting: Count
-    tokens_per_s: Annotated[float, Field(ge=0)]
+    tokens_per_s: Annotated[float, Field(json_schema_extra={"minimum": 0})]
 
 
 class CostState(Document):

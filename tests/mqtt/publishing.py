@@ -45,6 +45,10 @@ class Node:
     def connects(self) -> bool:
         return comes_true(self.is_connected)
 
+    def has_told_all(self) -> bool:
+        """Whether the broker soon has confirmed everything."""
+        return comes_true(lambda: self.publisher._cursor._seq == self.events.last_seq)
+
 
 def make_node(
     url: str | None, events: EventLog | None = None, timing: Timing = HASTY, **settings: Any

@@ -28,8 +28,8 @@ def test_after_connecting_it_says_online_info_and_state(broker: Mosquitto) -> No
 
 def test_who_comes_later_still_learns_the_truth(broker: Mosquitto) -> None:
     with publishing(broker.url, base="site/lab") as node:
-        assert node.connects()
         node.append(1)
+        assert node.has_told_all()
         with Listener(broker) as listener:
             assert listener.hears(lambda heard: len(heard.heard) >= 3)
             kept = {heard.topic for heard in listener.heard if heard.retain}
