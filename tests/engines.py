@@ -1,0 +1,342 @@
+"""A real engine over a tiny model, stepped by hand, with memory that a test controls."""
+
+import functools
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from models import prepared, stock
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from adaptive_kv.attention.batch import RaggedBatch
+from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.cache.slab import Budget
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.config import Settings, load_settings
+from adaptive_kv.engine import service, worker
+from adaptive_kv.engine.loading import LoadedModel, embedded_model
+from adaptive_kv.engine.mailbox import (
+    Cancel,
+    Delta,
+    Failed,
+    Finished,
+    PinMode,
+    Reply,
+    Request,
+    SamplingParams,
+    UnpinMode,
+)
+from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.sequence import Sequence as Live
+from adaptive_kv.engine.service import Engine, build_engine
+from adaptive_kv.engine.status import Status
+from adaptive_kv.events import Event, EventLog
+from adaptive_kv.policy import CacheMode
+
+EventT = TypeVar("EventT", bound=Event)
+
+EOS = 2
+KIB = 2**10
+MIB = 2**20
+LADDER = ("full", "int8", "int4", "window:64+int4", "disabled")
+
+
+class Clock:
+    """The real monotonic clock, which sensors use too, and what a test adds to it."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return time.monotonic() + self.ahead_s
+
+
+@dataclass
+class Faults:
+    """Counts what asks for memory; the calls in `failing` are told that there is none."""
+
+    failing: Callable[[int], bool] = lambda _: False
+    num_calls: int = 0
+    is_counting: bool = True
+
+    def ask(self) -> None:
+        """One more call. Raises `torch.OutOfMemoryError` where it shall fail."""
+        if self.is_counting:
+            self.num_calls += 1
+            if self.failing(self.num_calls):
+                raise torch.OutOfMemoryError("out of memory, because the test says so")
+
+
+class FaultyBudget(Budget):
+    """A budget whose device may refuse what the budget permits."""
+
+    faults: Faults
+
+    @contextmanager
+    def workspace(self, num_bytes: int) -> Iterator[None]:
+        """As any budget's, if the device agrees."""
+        self.faults.ask()
+        with super().workspace(num_bytes):
+            yield
+
+    def take_slab(self, num_bytes: int) -> None:
+        """As any budget's, if the device agrees."""
+        self.faults.ask()
+        super().take_slab(num_bytes)
+
+
+class Memory:
+    """The box's memory as a neighbour leaves it: a file that says so."""
+
+    def __init__(self, path: Path, free_bytes: int, total_bytes: int = 64 * MIB) -> None:
+        self.path = path
+        self.total_bytes = total_bytes
+        self.write(free_bytes)
+
+    def write(self, free_bytes: int) -> None:
+        """Say that so much is free."""
+        free_bytes = min(max(0, free_bytes), self.total_bytes)
+        text = json.dumps({"total_bytes": self.total_bytes, "free_bytes": free_bytes})
+        self.path.write_text(text)
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerBase:
+    """The embedded model's: its first 97 tokens are special ones and single characters."""
+    auto: Any = AutoTokenizer
+    found = auto.from_pretrained(str(embedded_model()))
+    assert isinstance(found, PreTrainedTokenizerBase)
+    return found
+
+
+def make_settings(**sections: dict[str, Any]) -> Settings:
+    """Defaults that suit a tiny model: small pages, small slabs, nobody waits."""
+    base: dict[str, dict[str, Any]] = {
+        "server": {"max_tokens_per_step": 96},
+        "memory": {"source": "meminfo", "floor": 0, "max_age_s": 1e6},
+        "cache": {"ladder": LADDER, "sinks": 16, "recent": 32, "slab": 32 * KIB},
+        "policy": {"name": "fixed", "min_dwell_s": 0.0, "deadline_s": 1e3},
+    }
+    for name, changes in sections.items():
+        base[name] = {**base.get(name, {}), **changes}
+    return load_settings(flags=base, default_file=Path("/nonexistent.toml"))
+
+
+@dataclass
+class Stand:
+    """An engine on the workbench: post, step, look."""
+
+    engine: Engine
+    events: EventLog
+    clock: Clock
+    faults: Faults
+    deltas: dict[str, list[Delta]] = field(default_factory=dict)
+    ends: dict[str, Finished | Failed] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
+    num_steps: int = 0
+
+    @property
+    def store(self) -> PageStore:
+        """The engine's pages."""
+        return self.engine.worker._store
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The engine's sequences."""
+        return self.engine.worker._scheduler
+
+    @property
+    def status(self) -> Status:
+        """What was published last."""
+        return self.engine.mailbox.status
+
+    def post(
+        self,
+        prompt_ids: Sequence[int],
+        num_tokens: int = 8,
+        *,
+        allow: Sequence[str] | None = None,
+        priority: int = 0,
+        **sampling: Any,
+    ) -> str:
+        """Send a greedy request that ignores the end of sequence, and answer its id."""
+        params = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        request = Request(
+            id=f"r{len(self.requests)}",
+            prompt_ids=tuple(prompt_ids),
+            sampling=replace(params, **sampling),
+            allow=None if allow is None else frozenset(map(CacheMode, allow)),
+            priority=priority,
+        )
+        self.requests[request.id] = request
+        self.engine.mailbox.post(request)
+        return request.id
+
+    def cancel(self, request_id: str) -> None:
+        """Nobody waits for it any more."""
+        self.engine.mailbox.post(Cancel(request_id))
+
+    def pin(self, mode: str) -> None:
+        """Hold a mode."""
+        self.engine.mailbox.post(PinMode(CacheMode(mode)))
+
+    def unpin(self) -> None:
+        """Back to the policy."""
+        self.engine.mailbox.post(UnpinMode())
+
+    def step(self, num_steps: int = 1) -> None:
+        """Steps of the worker, each on the newest sample of memory."""
+        for _ in range(num_steps):
+            self.engine.sensor.poll()
+            self.engine.worker.step()
+            self.num_steps += 1
+
+    def run(self, max_steps: int = 400) -> None:
+        """Step until everyone has ended, which must take no more than `max_steps`."""
+        for _ in range(max_steps):
+            if not self.unfinished:
+                break
+            self.step()
+        assert not self.unfinished, f"no end after {max_steps} steps: {self.unfinished}"
+
+    @property
+    def unfinished(self) -> set[str]:
+        """Requests without a last reply."""
+        return set(self.requests) - set(self.ends)
+
+    def sequence(self, request_id: str) -> Live:
+        """What the engine knows of a request."""
+        found = self.scheduler.find(request_id)
+        assert found is not None
+        return found
+
+    def output(self, request_id: str) -> list[int]:
+        """The token ids that came so far."""
+        return [i for delta in self.deltas.get(request_id, ()) for i in delta.token_ids]
+
+    def text(self, request_id: str) -> str:
+        """The text that came so far."""
+        return "".join(delta.text for delta in self.deltas.get(request_id, ()))
+
+    def finished(self, request_id: str) -> Finished:
+        """How it ended; it must have ended well."""
+        end = self.ends[request_id]
+        assert isinstance(end, Finished), end
+        return end
+
+    def failed(self, request_id: str) -> Failed:
+        """How it failed."""
+        end = self.ends[request_id]
+        assert isinstance(end, Failed), end
+        return end
+
+    def of_type(self, kind: type[EventT]) -> list[EventT]:
+        """The events of one type, oldest first."""
+        records, _ = self.events.since(0)
+        return [record.event for record in records if isinstance(record.event, kind)]
+
+    def deliver(self, replies: Sequence[Reply]) -> None:
+        """Take the replies of a step."""
+        for reply in replies:
+            assert reply.request_id not in self.ends, "a reply after the last one"
+            if isinstance(reply, Delta):
+                self.deltas.setdefault(reply.request_id, []).append(reply)
+            else:
+                self.ends[reply.request_id] = reply
+
+
+def make_stand(
+    model: Model | None = None,
+    *,
+    faults: Faults | None = None,
+    eos_ids: Sequence[int] = (EOS,),
+    **sections: dict[str, Any],
+) -> Stand:
+    """An engine over the tiny llama (or `model`) that nobody steps yet; `sections` as settings."""
+    faults = Faults() if faults is None else faults
+    loaded = LoadedModel(
+        name="tiny",
+        model=prepared() if model is None else model,
+        tokenizer=tokenizer(),
+        eos_ids=frozenset(eos_ids),
+    )
+    events, clock = EventLog(capacity=100_000), Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "Budget", type("Budget", (FaultyBudget,), {"faults": faults}))
+        engine = build_engine(make_settings(**sections), loaded, events, clock)
+    stand = Stand(engine, events, clock, faults)
+    engine.mailbox.on_replies(stand.deliver)
+    return stand
+
+
+@contextmanager
+def faulty_attention(faults: Faults) -> Iterator[None]:
+    """Let every layer's attention ask `faults` for memory, too."""
+
+    class FaultyBatch(RaggedBatch):
+        def attend(self, call: LayerCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            faults.ask()
+            return super().attend(call, queries, keys, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "RaggedBatch", FaultyBatch)
+        yield
+
+
+@functools.cache
+def wanted(prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:
+    """What `generate` answers greedily, the end of sequence ignored."""
+    model: Any = stock()
+    with torch.no_grad():
+        answer: Tensor = model.generate(
+            torch.tensor([prompt_ids]),
+            attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
+            max_new_tokens=num_tokens,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    return answer[0, len(prompt_ids) :].tolist()
+
+
+def is_as_wanted(stand: Stand, request_id: str) -> bool:
+    """Whether a request's output so far is what `generate` answers."""
+    request, output = stand.requests[request_id], stand.output(request_id)
+    return output == wanted(request.prompt_ids, request.sampling.max_tokens)[: len(output)]
+
+
+def check(stand: Stand) -> None:
+    """What must hold between any two steps."""
+    store, scheduler = stand.store, stand.scheduler
+    store.check()
+    everyone = scheduler.everyone
+    assert sum(s.cache.used_bytes for s in everyone) == store.used_bytes
+    assert all(s.cache.used_bytes == 0 for s in scheduler.waiting)
+    assert all(s.permits(s.mode) for s in everyone)
+    assert len({s.id for s in everyone}) == len(everyone)
+    limit_bytes = store.budget.limit_bytes
+    assert limit_bytes is None or store.budget.used_bytes <= limit_bytes
+    assert store.budget.workspace_bytes == 0
+    assert not {s.id for s in everyone} & set(stand.ends)
+
+
+def check_empty(stand: Stand) -> None:
+    """What must hold once everyone has ended."""
+    check(stand)
+    assert stand.scheduler.is_idle
+    assert stand.store.used_bytes == stand.store.held_bytes == 0
+
+
+def lengths(num: int, first: int = 5, step: int = 23) -> list[int]:
+    """Ragged lengths of prompts."""
+    return list(itertools.islice(itertools.count(first, step), num))
