@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from aiomqtt import MqttCodeError, MqttError, ProtocolVersion
 from broker import Listener, Mosquitto, comes_true, running_mosquitto
 from mqtt.publishing import make_node, publishing
@@ -15,8 +16,6 @@ from adaptive_kv.errors import ConfigError
 from adaptive_kv.mqtt.link import next_version
 
 V5, V311 = ProtocolVersion.V5, ProtocolVersion.V311
-TLS = Path(__file__).parent / "tls"
-"""A throw-away authority and what it signed, for the loopback alone and for a hundred years."""
 PASSWORD = "correct horse"
 leaves_sockets = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 """paho leaves a socket whose handshake failed to the garbage collector."""
@@ -83,14 +82,19 @@ def test_a_wrong_password_is_tried_again_and_never_shown(guarded: Mosquitto) -> 
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[Mosquitto]:
     """A broker that speaks TLS, as `localhost`."""
-    options = [f"certfile {TLS / 'localhost.pem'}", f"keyfile {TLS / 'localhost-key.pem'}"]
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    localhost = authority.issue_cert("localhost")
+    localhost.cert_chain_pems[0].write_to_path(str(tmp_path / "localhost.pem"))
+    localhost.private_key_pem.write_to_path(str(tmp_path / "localhost-key.pem"))
+    options = [f"certfile {tmp_path}/localhost.pem", f"keyfile {tmp_path}/localhost-key.pem"]
     with running_mosquitto(tmp_path, ["allow_anonymous true", *options]) as running:
         yield running
 
 
-def test_tls_with_the_right_authority_is_trusted(private: Mosquitto) -> None:
+def test_tls_with_the_right_authority_is_trusted(private: Mosquitto, tmp_path: Path) -> None:
     url = f"mqtts://localhost:{private.port}"
-    with publishing(url, ca_file=TLS / "authority.pem") as node:
+    with publishing(url, ca_file=tmp_path / "authority.pem") as node:
         assert node.connects()
         node.append(1)
         assert node.has_told_all()
@@ -105,9 +109,9 @@ def test_tls_without_it_is_not(private: Mosquitto) -> None:
 
 
 @leaves_sockets
-def test_a_certificate_for_another_name_is_not_trusted(private: Mosquitto) -> None:
+def test_a_certificate_for_another_name_is_not_trusted(private: Mosquitto, tmp_path: Path) -> None:
     url = f"mqtts://127.0.0.2:{private.port}"
-    with publishing(url, ca_file=TLS / "authority.pem") as node:
+    with publishing(url, ca_file=tmp_path / "authority.pem") as node:
         assert comes_true(lambda: node.publisher.status.last_error is not None)
         assert not node.is_connected()
     gc.collect()
