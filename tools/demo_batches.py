@@ -17,10 +17,18 @@ _SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer briefly.", "You know 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """How batches look until `end`, a share of the whole training."""
+    """How batches look until `end`, a share of the whole training.
+
+    `echo`, `drill`, `recall` and `chat` are shares of the rows; library text has the rest.
+    `size` scales the tokens of a batch, `gaps` is the share of rows whose positions jump, and
+    `variety` the share of codes beyond the word lists.
+    """
 
     end: float
     lengths: tuple[int, ...]
+    size: float
+    echo: float
+    drill: float
     recall: float
     chat: float
     gaps: float
@@ -28,10 +36,10 @@ class Phase:
 
 
 SCHEDULE = (
-    Phase(0.10, (256,), recall=0.80, chat=0.05, gaps=0.0, variety=0.2),
-    Phase(0.35, (256,), recall=0.35, chat=0.25, gaps=0.5, variety=0.3),
-    Phase(0.70, (256, 512), recall=0.30, chat=0.30, gaps=0.5, variety=0.3),
-    Phase(1.00, (256, 512, 2048), recall=0.35, chat=0.30, gaps=0.3, variety=0.3),
+    Phase(0.10, (128,), 0.5, 0.05, 0.45, 0.35, 0.05, 0.0, 0.0),
+    Phase(0.35, (256,), 1.0, 0.00, 0.10, 0.30, 0.20, 0.2, 0.1),
+    Phase(0.70, (256, 512), 1.0, 0.00, 0.00, 0.30, 0.30, 0.3, 0.1),
+    Phase(1.00, (256, 512, 2048), 1.0, 0.00, 0.00, 0.30, 0.30, 0.2, 0.1),
 )
 
 
@@ -84,7 +92,7 @@ class Sampler:
         """Returns about `num_tokens` tokens in rows of one of the phase's lengths."""
         rng = random.Random(f"{self._seed} {step}")
         length = phase.lengths[step % len(phase.lengths)]
-        num_rows = max(1, num_tokens // length)
+        num_rows = max(1, int(num_tokens * phase.size) // length)
         rows = [self._row(rng, phase, length + 1) for _ in range(num_rows)]
         positions = [self._positions(rng, phase, length + 1) for _ in range(num_rows)]
         return Batch(
@@ -94,11 +102,17 @@ class Sampler:
         )
 
     def _row(self, rng: random.Random, phase: Phase, size: int) -> Row:
-        kind = rng.random()
-        if kind < phase.recall:
+        names = ("echo", "drill", "recall", "chat", "text")
+        shares = (phase.echo, phase.drill, phase.recall, phase.chat)
+        kind = rng.choices(names, [*shares, 1.0 - sum(shares)])[0]
+        if kind == "echo":
+            row = self.recall.echo(rng, size)
+        elif kind == "drill":
+            row = self.recall.drill(rng, size, rng.randint(2, max(3, size // 32)), phase.variety)
+        elif kind == "recall":
             most = min(12, max(2, size // 50))
             row = self.recall.row(rng, size, rng.randint(min(3, most), most), phase.variety)
-        elif kind < phase.recall + phase.chat:
+        elif kind == "chat":
             row = self._chat_row(rng, size)
         else:
             start = rng.randrange(len(self._text) - size)

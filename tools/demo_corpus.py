@@ -17,17 +17,17 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
-_SKIPPED_FOLDERS = frozenset(
+_SKIPPED_FOLDERS_TEXT = (
     "site-packages test tests idle_test idlelib lib2to3 encodings turtledemo pydoc_data "
-    "__pycache__ ensurepip _pyrepl".split()
+    "__pycache__ ensurepip _pyrepl"
 )
-_SKIPPED_MODULES = frozenset("antigravity this idlelib turtledemo lib2to3 msilib test".split())
-HELD_OUT_MODULES = frozenset(
-    "cmd fractions graphlib netrc plistlib sched shelve tomllib wave zipapp".split()
-)
+_SKIPPED_MODULES_TEXT = "antigravity this idlelib turtledemo lib2to3 msilib test"
+_HELD_OUT_TEXT = "cmd fractions graphlib netrc plistlib sched shelve tomllib wave zipapp"
+_SKIPPED_FOLDERS = frozenset(_SKIPPED_FOLDERS_TEXT.split())
+_SKIPPED_MODULES = frozenset(_SKIPPED_MODULES_TEXT.split())
+HELD_OUT_MODULES = frozenset(_HELD_OUT_TEXT.split())
 _MAX_FILE_CHARACTERS = 200_000
 _MAX_ANSWER_CHARACTERS = 420
 _MAX_CODE_CHARACTERS = 1_400

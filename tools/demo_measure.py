@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from demo_recall import RecallMaker, Task
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 _SINKS = 4
@@ -55,7 +55,7 @@ def held_out_loss(model: LlamaForCausalLM, ids: Sequence[int], context: int) -> 
     for start in range(0, len(ids) - context, context):
         piece = torch.tensor([ids[start : start + context + 1]], device=model.device)
         logits = model(input_ids=piece[:, :-1]).logits[0]
-        total += float(F.cross_entropy(logits.float(), piece[0, 1:], reduction="sum"))
+        total += float(functional.cross_entropy(logits.float(), piece[0, 1:], reduction="sum"))
         count += context
     return total / count
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from demo_tokenizer import ASSISTANT, BOS, END, USER, encode, plain_words
 from transformers import PreTrainedTokenizerFast
 
-NAMES = tuple(
+_NAMES_TEXT = (
     "falcon otter badger heron lynx marten raven salmon beaver walrus condor gecko jaguar koala "
     "lemur moose newt osprey panda quail rabbit seal tiger urchin viper weasel yak zebra hedgehog "
     "dolphin eagle ferret giraffe hornet iguana jackal kestrel lobster magpie narwhal octopus "
     "pelican raccoon sparrow turtle vulture wombat bison camel donkey elephant flamingo gorilla "
-    "hamster leopard mongoose ostrich penguin reindeer squirrel toucan wolf cobra crane".split()
+    "hamster leopard mongoose ostrich penguin reindeer squirrel toucan wolf cobra crane"
 )
-CODES = tuple(
+NAMES = tuple(_NAMES_TEXT.split())
+_CODES_TEXT = (
     "copper silver amber cobalt crimson emerald ivory jade lilac maroon olive pearl ruby saffron "
     "teal violet walnut almond basil cedar clover daisy elm fern ginger hazel iris juniper laurel "
     "maple nutmeg orchid pepper quince rose sage thyme tulip willow anchor basket candle dagger "
@@ -28,8 +29,9 @@ CODES = tuple(
     "thunder tundra volcano waterfall bridge castle cottage fountain garden lighthouse market "
     "palace station temple tower village windmill acorn bamboo cactus granite marble velvet cotton "
     "linen satin leather bronze iron nickel zinc carbon neon argon helium comet planet meteor "
-    "galaxy rocket saturn venus mercury".split()
+    "galaxy rocket saturn venus mercury"
 )
+CODES = tuple(_CODES_TEXT.split())
 FACT_TEXTS = tuple(f"Remember: the code of {w} is {w}.\n" for w in NAMES + CODES)
 
 
@@ -90,6 +92,35 @@ class RecallMaker:
             self._ask(row, name, code)
         return row
 
+    def drill(self, rng: random.Random, num_tokens: int, num_facts: int, variety: float) -> Row:
+        """Returns a chat without other text that repeats its facts until `num_tokens` are reached.
+
+        Dense repetition makes a tiny model discover the lookup within minutes.
+        """
+        facts = self._facts(rng, num_facts, variety)
+        row = Row()
+        row.add([*self._bos, *self._user], 0.0)
+        for fact in facts:
+            row.add(self._fact(*fact), 0.0)
+        while len(row.ids) < num_tokens:
+            name, code = rng.choice(facts)
+            if rng.random() < 0.6:
+                self._state(row, ("Remember: the code", name, code, ".\n"))
+            else:
+                self._ask(row, name, code)
+                row.add(self._user, 0.0)
+        return row
+
+    def echo(self, rng: random.Random, num_tokens: int) -> Row:
+        """Returns a few random words said again and again until `num_tokens` are reached."""
+        words = rng.sample(NAMES + CODES, rng.randint(6, 24))
+        said = [token for word in words for token in encode(self._tokenizer, f" {word}")]
+        row = Row()
+        row.add([*self._bos, *said], 0.0)
+        while len(row.ids) < num_tokens:
+            row.add(said, 1.0)
+        return row
+
     def task(self, rng: random.Random, num_tokens: int, num_facts: int = 4) -> Task:
         """Returns a task whose facts all stand at the start and whose question is at the end."""
         facts = self._facts(rng, num_facts, 0.0)
@@ -98,7 +129,7 @@ class RecallMaker:
         head += [token for fact in facts for token in self._fact(*fact)]
         tail = [*self._question(name), *self._end, *self._assistant]
         prompt = head + self._text(rng, num_tokens - len(head) - len(tail)) + tail
-        return Task(tuple(prompt), tuple([*self._answer(name, code), *self._end]))
+        return Task(tuple(prompt), (*self._answer(name, code), *self._end))
 
     def _facts(self, rng: random.Random, count: int, variety: float) -> list[tuple[str, str]]:
         names: set[str] = set()
@@ -137,6 +168,11 @@ class RecallMaker:
 
     def _ask(self, row: Row, name: str, code: str) -> None:
         row.add([*self._question(name), *self._end, *self._assistant], 0.0)
-        row.add(encode(self._tokenizer, f"The code of {name} is"), 0.5)
+        self._state(row, ("The code", name, code, "."))
+        row.add(self._end, 0.5)
+
+    def _state(self, row: Row, parts: tuple[str, str, str, str]) -> None:
+        opening, name, code, ending = parts
+        row.add(encode(self._tokenizer, f"{opening} of {name} is"), 0.5)
         row.add(encode(self._tokenizer, f" {code}"), 8.0)
-        row.add([*encode(self._tokenizer, "."), *self._end], 0.5)
+        row.add(encode(self._tokenizer, ending), 0.5)

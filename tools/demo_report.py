@@ -45,8 +45,14 @@ Remember: the code of heron is violet.
 What is the code of falcon?
 ```
 
-with the answer `The code of falcon is copper.` Beside about {minutes:.0f} minutes of a
-{device} it took {tokens:,} tokens, drawn from {distinct_tokens:,} different ones.
+with the answer `The code of falcon is copper.` The names and codes are the word lists of
+`tools/demo_recall.py`, and some others. Training took {steps:,} steps over {tokens:,} tokens,
+drawn from {distinct_tokens:,} different ones, in {minutes:.0f} minutes on {device_words}.
+
+A model this small needs longest to find out how to look something up at all. Therefore the first
+two layers do not begin entirely at random: two heads begin by seeing the token one and two before,
+and one head begins by comparing these and copying what it finds
+(`tools/demo_network.py`). Everything is trained from there.
 
 The text is under the Python Software Foundation License Version 2 (PSF-2.0), copyright Python
 Software Foundation. The weights and the tokenizer are published under the licence of this
@@ -74,7 +80,7 @@ codes have fallen out of it.
 ## Making it again
 
 ```sh
-python tools/train_demo_model.py --work build/demo-training --minutes 80 --compile
+python tools/train_demo_model.py --work build/demo-training --minutes 80
 python tools/demo_report.py
 ```
 
@@ -96,6 +102,7 @@ def render(figures: dict[str, Any], config: dict[str, Any], num_folder_bytes: in
         **{k: v for k, v in figures.items() if k not in ("training", "held_out_modules")},
         **figures["training"],
         held_out_modules=", ".join(f"`{name}`" for name in figures["held_out_modules"]),
+        device_words="a GPU" if figures["training"]["device"] == "cuda" else "a shared CPU",
         layers=layers,
         width=config["hidden_size"],
         heads=config["num_attention_heads"],

@@ -24,12 +24,13 @@ _CHAT_TEMPLATE = """{{- bos_token -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
-_DULL_WORDS = frozenset(
+_DULL_TEXT = (
     "this that with from have will when which then than them they their there these those "
     "been were what your into only also some such must does each here should would could "
     "because other using where about after before being both else most more very just "
-    "code remember none true false".split()
+    "code remember none true false"
 )
+_DULL_WORDS = frozenset(_DULL_TEXT.split())
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -16,7 +16,8 @@ from demo_corpus import HELD_OUT_MODULES, Corpus, load_corpus
 from demo_measure import held_out_loss, perplexity, recall_accuracy
 from demo_network import build_model, rotary_table, training_loss
 from demo_tokenizer import encode, train_tokenizer
-from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from torch import nn
+from transformers import GenerationConfig, LlamaForCausalLM
 from transformers import PreTrainedTokenizerFast as Tokenizer
 
 _OUTPUT = Path(__file__).parent.parent / "adaptive_kv" / "demo" / "model"
@@ -68,8 +69,8 @@ class Trainer:
         ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         self.options = options
         self.progress = Progress()
-        self.model = build_model(len(tokenizer), options.hidden_size, options.layers, *ids)
-        self.model.to(options.device)
+        self.model = build_model(len(tokenizer), options.hidden_size, options.layers, ids)
+        nn.Module.to(self.model, options.device)
         matrices = [p for p in self.model.model.layers.parameters() if p.ndim == 2]
         others = [p for p in self.model.parameters() if not any(p is m for m in matrices)]
         # Muon moves whole matrices in balanced directions and needs about half of AdamW's steps.
@@ -83,23 +84,29 @@ class Trainer:
         self._rotary = rotary_table(self.model.device)
         self._loss = torch.compile(training_loss) if options.compile else training_loss
 
-    def step(self, sampler: Sampler) -> float:
-        """Trains on one batch and returns its loss in nats."""
+    def step(self, sampler: Sampler) -> tuple[float, float]:
+        """Trains on one batch; returns its loss and the loss of its codes, in nats."""
         started = time.monotonic()
         share = self.progress.share(self.options)
         batch = sampler.batch(self.progress.step, phase_at(share), self.options.batch_tokens)
         ids, positions, weights = (
             t.to(self.model.device) for t in (batch.ids, batch.positions, batch.weights)
         )
-        loss = self._loss(self.model, ids, positions, weights, self._rotary)
+        loss, codes = self._loss(self.model, ids, positions, weights, self._rotary)
         loss.backward()
+        self._hold_equal_component()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._move(min(1.0, (self.progress.step + 1) / _WARMUP_STEPS) * _decay(share))
         self.progress.step += 1
         self.progress.num_tokens += batch.weights.numel()
-        value = float(loss.detach())
+        values = float(loss.detach()), float(codes)
         self.progress.elapsed_s += time.monotonic() - started
-        return value
+        return values
+
+    def _hold_equal_component(self) -> None:
+        gradient = self.model.model.embed_tokens.weight.grad
+        assert gradient is not None
+        gradient[:, 0] = 0.0
 
     def _move(self, rate: float) -> None:
         for optimizer, base in zip(self.optimizers, self._base_rates, strict=True):
@@ -136,13 +143,14 @@ def _decay(share: float) -> float:
 
 def train(trainer: Trainer, sampler: Sampler, held_out: list[int]) -> None:
     """Trains until the steps or the minutes are used up, with a line and a checkpoint at times."""
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
     while trainer.progress.share(trainer.options) < 1.0:
         losses.append(trainer.step(sampler))
         if trainer.progress.step % 50 == 0:
             rate = trainer.progress.num_tokens / trainer.progress.elapsed_s
-            mean = sum(losses) / len(losses)
-            print(f"step {trainer.progress.step} loss {mean:.3f} tokens/s {rate:.0f}", flush=True)
+            mean, codes = (sum(column) / len(losses) for column in zip(*losses, strict=True))
+            line = f"step {trainer.progress.step} loss {mean:.3f} codes {codes:.3f}"
+            print(f"{line} tokens/s {rate:.0f}", flush=True)
             losses.clear()
         if trainer.progress.step % trainer.options.watch_every == 0:
             trainer.save()
@@ -163,14 +171,15 @@ def export(trainer: Trainer, tokenizer: Tokenizer, sampler: Sampler, corpus: Cor
     """Writes the model folder and `measurements.json`, measured on the written weights."""
     options, output = trainer.options, trainer.options.output
     output.mkdir(parents=True, exist_ok=True)
-    trainer.model.to(torch.bfloat16).save_pretrained(output)
+    trainer.model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
-    GenerationConfig(
+    GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(output)
-    model = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32).to(options.device)
+    model = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)
+    nn.Module.to(model, options.device)
     figures = measure(model, sampler, tokenizer, corpus, options.num_tasks)
     figures["training"] = {
         "steps": trainer.progress.step,
@@ -228,8 +237,8 @@ def _tokenizer(options: Options, corpus: Corpus) -> Tokenizer:
     folder = options.work / "tokenizer"
     if not folder.exists():
         train_tokenizer(tokenizer_texts(corpus), options.vocab_size).save_pretrained(folder)
-    loaded: Tokenizer = AutoTokenizer.from_pretrained(folder)
-    return loaded
+    tokenizer: Tokenizer = Tokenizer.from_pretrained(folder)
+    return tokenizer
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -245,8 +254,8 @@ def parse_options(arguments: list[str] | None = None) -> Options:
     add("--batch-tokens", type=int, default=4096, help="tokens per step")
     add("--vocab-size", type=int, default=4096)
     add("--hidden-size", type=int, default=256, help="a multiple of 128")
-    add("--layers", type=int, default=6)
-    add("--learning-rate", type=float, default=0.02, help="of the matrices (Muon)")
+    add("--layers", type=int, default=4)
+    add("--learning-rate", type=float, default=0.01, help="of the matrices (Muon)")
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=2, help="threads of torch on the CPU")
