@@ -17,10 +17,12 @@ def make_status(
     controller: Controller,
     scheduler: Scheduler,
     *,
+    memory: Memory,
+    load: Load,
     is_draining: bool,
     max_age_s: float,
 ) -> Status:
-    """What publishers show until the next step."""
+    """What publishers show until the next step; `memory` and `load` are those after this one."""
     shown = scheduler.everyone[:_MAX_SEQUENCES]
     return Status(
         time_s=reading.time_s,
@@ -35,9 +37,9 @@ def make_status(
         policy=PolicyStatus(
             name=controller.name, status=controller.policy_status, faults=controller.num_faults
         ),
-        memory=reading.memory,
+        memory=memory,
         latency=reading.latency,
-        load=reading.load,
+        load=load,
         costs=reading.costs,
         num_sequences_by_mode=Counter(sequence.mode for sequence in scheduler.running),
         sequences=tuple(sequence.status() for sequence in shown),

@@ -38,9 +38,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OutOfMemory:
-    """A step that did not happen: what it asked for in vain."""
+    """A step that did not happen: what it asked for in vain, free pages or the device's memory."""
 
     needed_bytes: int
+    is_of_pages: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,8 @@ class Worker:
         self._stopping.set()
 
     def step(self, idle_s: float = 0.0) -> None:
-        """One step; waits up to `idle_s` for mail where there is nothing to do."""
-        self._desk.take_mail(idle_s if self._scheduler.is_idle else 0.0)
+        """One step; waits up to `idle_s` for mail where nothing runs."""
+        self._desk.take_mail(0.0 if self._scheduler.running else idle_s)
         started_s = self._clock()
         reading = self._read(started_s)
         orders = self._controller.decide(reading)
@@ -119,11 +120,14 @@ class Worker:
         self._num_steps += 1
 
     def _publish(self, reading: Reading, orders: Orders) -> None:
+        now_s = self._clock()
         self._mailbox.status = make_status(
             reading,
             orders,
             self._controller,
             self._scheduler,
+            memory=self._gauge.memory(now_s),
+            load=self._gauge.load(now_s),
             is_draining=self._desk.is_draining,
             max_age_s=self._max_age_s,
         )
@@ -147,8 +151,8 @@ class Worker:
             self._switcher.advance(self._scheduler.running, is_urgent=False)
             return
         except RuntimeError as error:
-            shortage = _shortage(error)
-        self._make_room(shortage)
+            _check_shortage(error)
+        self._make_room(OutOfMemory(1, is_of_pages=True))  # a way up ends one rung lower
 
     def _order(self, orders: Orders) -> None:
         self._store.budget.allowance_bytes = orders.allowance_bytes
@@ -206,13 +210,15 @@ class Worker:
                 if not chunk.sequence.mode.is_disabled:
                     chunk.sequence.cache.reserve(chunk.num_new)
         except RuntimeError as error:
-            shortage = _shortage(error)
+            _check_shortage(error)
         else:
             rows = tuple(Row(c.sequence.cache, c.position, c.num_new) for c in chunks)
             exact = tuple(row.is_exact for row in rows)
             return Batch(tuple(chunks), rows, exact) if chunks else None
         self._roll_back(chunks)
-        return shortage
+        stored = [chunk for chunk in chunks if not chunk.sequence.mode.is_disabled]
+        needed_bytes = sum(self._gauge.chunk_bytes(chunk.num_new) for chunk in stored)
+        return OutOfMemory(needed_bytes, is_of_pages=True)
 
     # Forward, sample, emit
 
@@ -253,7 +259,8 @@ class Worker:
         except LogitsError as error:
             return error.with_traceback(None)
         except RuntimeError as error:
-            return _shortage(error, needed_bytes)
+            _check_shortage(error)
+            return OutOfMemory(needed_bytes)
 
     def _commit(self, batch: Batch) -> None:
         for chunk, row, is_exact in zip(batch.chunks, batch.rows, batch.are_exact, strict=True):
@@ -273,16 +280,15 @@ class Worker:
     # Out of memory
 
     def _make_room(self, shortage: OutOfMemory) -> None:
-        """Go down the ladder, all pages at once, until as much is freed as was asked in vain."""
-        freed_bytes = 0
+        """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
+        before_bytes, freed_bytes = self._taken_bytes(shortage), 0
         while freed_bytes < shortage.needed_bytes:
             orders = self._controller.step_down(self._read(self._clock()))
             if orders is None:
-                return
+                break
             self._order(orders)
-            held_bytes = self._store.held_bytes
             self._convert_everything()
-            freed_bytes += held_bytes - self._store.held_bytes
+            freed_bytes = before_bytes - self._taken_bytes(shortage)
         self._emit(
             OomAverted(
                 to_mode=self._controller.mode,
@@ -291,11 +297,15 @@ class Worker:
             )
         )
 
+    def _taken_bytes(self, shortage: OutOfMemory) -> int:
+        """How much is taken of what was short."""
+        return self._store.used_bytes if shortage.is_of_pages else self._store.held_bytes
+
     def _convert_everything(self) -> None:
         try:
             self._switcher.advance(self._scheduler.running, is_urgent=True)
         except RuntimeError as error:
-            _shortage(error)
+            _check_shortage(error)
 
     def _park_last(self, needed_bytes: int) -> None:
         """Drop the pages of the sequence that is last in line; it waits and resumes later."""
@@ -340,9 +350,8 @@ def _layout(chunks: Seq[Chunk]) -> tuple[list[int], list[int], list[int]]:
     return ids, positions, last
 
 
-def _shortage(error: RuntimeError, needed_bytes: int = 0) -> OutOfMemory:
-    """What an out-of-memory error asked for; any other error is raised again."""
+def _check_shortage(error: RuntimeError) -> None:
+    """Raise any error again that does not say that memory ran out."""
     is_cpu_allocator = "can't allocate memory" in str(error)
     if not isinstance(error, torch.OutOfMemoryError) and not is_cpu_allocator:
         raise error
-    return OutOfMemory(getattr(error, "needed_bytes", needed_bytes))
