@@ -4,7 +4,8 @@
     | p0 | p1 | p2 | p3 |   | p4 | p5 | -- | -- |   . . . . . . . . . .
                                         \\ free; the last one is the spare
 
-One free page is always kept as the spare: with it, a whole pool can be converted in place.
+One free page is always kept as the spare: with it, a whole pool can be converted in place. The
+pool of scales keeps more, as many as a slab of pages may need until it runs empty.
 """
 
 import heapq
@@ -42,13 +43,20 @@ class Page:
 class PagePool:
     """Pages of one size, in slabs that come and go.
 
-    `epoch` changes whenever a live page moved: addresses computed before are void.
+    `epoch` changes whenever a live page moved: addresses computed before are void. `num_spare`
+    free pages are kept for switches while any page is in use.
     """
 
     def __init__(
-        self, page_bytes: int, slab_bytes: int, budget: Budget, device: torch.device
+        self,
+        page_bytes: int,
+        slab_bytes: int,
+        budget: Budget,
+        device: torch.device,
+        num_spare: int = NUM_SPARE,
     ) -> None:
         self.page_bytes = page_bytes
+        self.num_spare = num_spare
         self.pages_per_slab = max(2, slab_bytes // page_bytes)
         self.epoch = 0
         self._budget = budget
@@ -82,7 +90,7 @@ class PagePool:
 
         Only a switch may use the spare. Raises `torch.OutOfMemoryError`; nothing is taken then.
         """
-        if len(self._free) <= (0 if may_use_spare else NUM_SPARE):
+        if len(self._free) <= (0 if may_use_spare else self.num_spare):
             self._grow()
         page = Page(heapq.heappop(self._free), format_name, start)
         self._live[page.id] = page
@@ -101,16 +109,16 @@ class PagePool:
         empty = [number for number, slab in self._slabs.items() if slab.num_live == 0]
         for number in sorted(empty, reverse=True):
             num_left = len(self._free) - self.pages_per_slab
-            if len(self._slabs) > min_slabs and (num_left >= NUM_SPARE or not self._live):
+            if len(self._slabs) > min_slabs and (num_left >= self.num_spare or not self._live):
                 self._free_places_outside(number)
                 self._forget(number)
 
     def keep_spare(self) -> None:
-        """Take a slab now if no page is free, so that a later switch needs none.
+        """Take a slab now if fewer are free than should be, so that a later switch needs none.
 
         Raises `torch.OutOfMemoryError`.
         """
-        if not self._free:
+        if len(self._free) < self.num_spare:
             self._grow()
 
     def empty_one_slab(self) -> int:
@@ -118,7 +126,7 @@ class PagePool:
 
         Returns the bytes moved; 0 when there was nothing to gain.
         """
-        if len(self._free) < self.pages_per_slab + NUM_SPARE or len(self._slabs) < 2:
+        if len(self._free) < self.pages_per_slab + self.num_spare or len(self._slabs) < 2:
             return 0
         number = min(self._slabs, key=lambda n: (self._slabs[n].num_live, -n))
         inside = self._free_places_outside(number)

@@ -9,14 +9,12 @@ from adaptive_kv.cache.geometry import Keep, LayerGroup
 from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
 from adaptive_kv.cache.slab import Budget
 
-_SIDE_SHARE = 16  # a slab of scales is this much smaller than a slab of pages
-
 
 class GroupPages:
     """Pages of one layer group, with scales beside those that are packed.
 
-    While any page is in use one slab of scales is held, so that packing under pressure needs no
-    memory that was not there before.
+    While any page is in use, so many scales are kept free that packing can go on until it has
+    emptied a slab of pages: packing under pressure needs no memory that was not there before.
     """
 
     def __init__(
@@ -25,7 +23,10 @@ class GroupPages:
         self.group = group
         self.formats: dict[str, Format] = make_formats(group)
         self.pages = PagePool(group.page_bytes, slab_bytes, budget, device)
-        self.sides = PagePool(group.side_bytes, slab_bytes // _SIDE_SHARE, budget, device)
+        # Packing into int8 frees one page for each place of scales that it takes.
+        num_sides = self.pages.pages_per_slab
+        side_slab_bytes = num_sides * group.side_bytes
+        self.sides = PagePool(group.side_bytes, side_slab_bytes, budget, device, num_sides)
 
     @property
     def full(self) -> Full:
@@ -67,8 +68,8 @@ class GroupPages:
         page = self.pages.take(format_name, start, may_use_spare=may_use_spare)
         try:
             if self.formats[format_name].is_packed:
-                page.side = self.sides.take("scales", start, may_use_spare=True)
-            else:
+                page.side = self._take_side(start)
+            elif not may_use_spare:
                 self.sides.keep_spare()
         except torch.OutOfMemoryError:
             self.pages.give([page])
@@ -95,6 +96,15 @@ class GroupPages:
         self.sides.check()
         num_packed = self.sides.num_live
         assert num_packed <= self.pages.num_live, "scales without a page"
+
+    def _take_side(self, start: int) -> Page:
+        """A place for scales; where there is no memory for more, what packing has freed so far."""
+        try:
+            return self.sides.take("scales", start, may_use_spare=True)
+        except torch.OutOfMemoryError:
+            if not self.pages.empty_one_slab():
+                raise
+        return self.sides.take("scales", start, may_use_spare=True)
 
     def _trim(self) -> None:
         self.pages.trim()
