@@ -46,7 +46,7 @@ class Timing:
     longest_retry_s: float = 60.0
     stable_s: float = 10.0
     """A connection that lasted this long makes the next retry quick again."""
-    farewell_s: float = 2.0
+    farewell_s: float = 4.0
     """For the last words before the end."""
     poll_s: float = 0.1
     """How often the event log and the status are looked at."""

@@ -26,6 +26,10 @@ class StatePace:
             return False
         return self._last is None or age_s >= self._heartbeat_s or is_news(self._last, now)
 
+    def rest_s(self, now_s: float) -> float:
+        """How long the pace still keeps any state back."""
+        return max(0.0, self._last_s + _MIN_INTERVAL_S - now_s)
+
     def published(self, status: Status, now_s: float) -> None:
         """Remember what subscribers have been told, or will have been."""
         self._last, self._last_s = status, now_s

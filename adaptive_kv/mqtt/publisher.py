@@ -120,6 +120,7 @@ class Publisher:
             await self._rest(self._timing.poll_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timing.farewell_s / 2):
+                await asyncio.sleep(self._pace.rest_s(time.monotonic()))
                 await self._tell_news(link)
         await link.say(self._topics.availability, "offline", retain=True)
 

@@ -18,7 +18,7 @@ from adaptive_kv.events import Drain, EventLog
 from adaptive_kv.mqtt.link import Timing
 from adaptive_kv.mqtt.publisher import Publisher
 
-HASTY = Timing(answer_s=1.0, keepalive_s=3, will_delay_s=1, longest_retry_s=0.2, farewell_s=1.0)
+HASTY = Timing(answer_s=1.0, keepalive_s=3, will_delay_s=1, longest_retry_s=0.2, farewell_s=3.0)
 
 
 @dataclass

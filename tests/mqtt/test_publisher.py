@@ -137,6 +137,16 @@ def another_process(broker: Mosquitto, will_delay_s: int) -> Iterator[None]:
         process.wait()
 
 
+def test_the_state_that_is_kept_is_the_last_one(broker: Mosquitto) -> None:
+    """Even if the one before it was told less than a second before the end."""
+    with Listener(broker) as listener:
+        with publishing(broker.url) as node:
+            assert listener.hears(lambda heard: bool(heard.of("state")))
+            node.change(health=Health.DRAINING)
+        assert listener.hears(lambda heard: "offline" in heard.texts("availability"))
+        assert listener.of("state")[-1].json["health"] == "draining"
+
+
 def test_a_process_that_is_killed_leaves_its_will(broker: Mosquitto) -> None:
     with Listener(broker) as listener:
         with another_process(broker, will_delay_s=1):
