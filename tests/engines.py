@@ -47,6 +47,7 @@ EventT = TypeVar("EventT", bound=Event)
 EOS = 2
 KIB = 2**10
 MIB = 2**20
+EXACT = {"ladder": ("full", "disabled")}
 LADDER = ("full", "int8", "int4", "window:64+int4", "disabled")
 
 
@@ -313,6 +314,11 @@ def is_as_wanted(stand: Stand, request_id: str) -> bool:
     """Whether a request's output so far is what `generate` answers."""
     request, output = stand.requests[request_id], stand.output(request_id)
     return output == wanted(request.prompt_ids, request.sampling.max_tokens)[: len(output)]
+
+
+def weights_bytes() -> int:
+    """Of the tiny llama."""
+    return prepared().weights_bytes
 
 
 def check(stand: Stand) -> None:

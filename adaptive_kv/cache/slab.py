@@ -18,6 +18,7 @@ class MemoryLimitError(torch.OutOfMemoryError):
     def __init__(self, what: str, needed_bytes: int, left_bytes: int) -> None:
         super().__init__(f"out of memory: {what} needs {needed_bytes} bytes, {left_bytes} are left")
         self.needed_bytes = needed_bytes
+        self.left_bytes = left_bytes
 
 
 class Budget:

@@ -54,10 +54,15 @@ class Scheduler:
         """Start the most urgent waiting sequences while they fit; returns the started ones.
 
         Nobody overtakes: a large sequence at the head is not starved by small ones behind it.
+        Only where nothing runs, so that waiting would help nobody, the first one that fits starts.
         """
         started = []
-        while self.waiting and len(self.running) < self.max_running and fits(self.waiting[0]):
-            sequence = self.waiting.pop(0)
+        while len(self.running) < self.max_running:
+            candidates = self.waiting[:1] if self.running else self.waiting
+            sequence = next((s for s in candidates if fits(s)), None)
+            if sequence is None:
+                break
+            self.waiting.remove(sequence)
             self.running.append(sequence)
             started.append(sequence)
         self.running.sort(key=lambda s: s.urgency)
@@ -67,7 +72,11 @@ class Scheduler:
         """Take a running sequence off the batch; its caller has dropped its pages."""
         self.running.remove(sequence)
         sequence.state = State.PARKED
-        sequence.since_s = now_s
+        if sequence.num_output > sequence.num_when_parked:
+            sequence.since_s = now_s
+        elif not self.running:
+            sequence.num_when_stuck = sequence.num_output
+        sequence.num_when_parked = sequence.num_output
         self.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -107,7 +116,7 @@ class Scheduler:
         prefills = [s for s in others if not s.mode.is_disabled]
         whole = [s for s in others if s.mode.is_disabled]
         self._turn += 1
-        turn = self._turn % len(whole) if whole else 0
+        turn = self._turn // 2 % len(whole) if whole else 0  # each goes first now and then
         whole = [*whole[turn:], *whole[:turn]]
         return [*whole, *prefills] if self._turn % 2 else [*prefills, *whole]
 

@@ -31,12 +31,16 @@ class Sequence:
     number: int
     """Order of arrival."""
     since_s: float
-    """Monotonic time at which it began to wait."""
+    """Monotonic time at which it began to wait; parked again without a new token, it still does."""
     tokens: list[int] = field(default_factory=list)
     """Prompt and output."""
     state: State = State.WAITING
     tokens_by_mode: Counter[CacheMode] = field(default_factory=Counter)
     num_switches: int = 0
+    num_when_parked: int = -1
+    """Tokens generated when it was last parked; -1: never yet."""
+    num_when_stuck: int = -1
+    """Tokens generated when it last could not go on although nobody else ran."""
     is_exact: bool = True
     """Whether no lossy mode touched any of its tokens so far."""
 
@@ -61,9 +65,13 @@ class Sequence:
         return len(self.tokens) - self.cache.num_stored
 
     @property
-    def urgency(self) -> tuple[int, int]:
-        """Sorts what comes first to the front: high priority, then early arrival."""
-        return -self.request.priority, self.number
+    def urgency(self) -> tuple[bool, int, int]:
+        """Sorts what comes first to the front: high priority, then early arrival.
+
+        What did not fit even alone lets others go first until it gains a token.
+        """
+        is_stuck = self.num_output == self.num_when_stuck
+        return is_stuck, -self.request.priority, self.number
 
     def permits(self, mode: CacheMode) -> bool:
         """Whether its request permits a mode."""

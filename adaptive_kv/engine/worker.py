@@ -90,6 +90,8 @@ class Worker:
         self._max_age_s = max_age_s
         self._clock = clock
         self._num_steps = 0
+        self._is_short = False
+        """Whether something was parked since the last step that went well."""
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -163,7 +165,7 @@ class Worker:
 
     def _admit(self, orders: Orders) -> None:
         self._desk.expire()
-        if not orders.admit:
+        if not orders.admit or (self._is_short and self._scheduler.running):
             return
         for sequence in self._scheduler.admit(lambda s: self._fits(s, orders.mode)):
             if sequence.state is State.PARKED:
@@ -179,18 +181,23 @@ class Worker:
         Alone it may start if it would fit in any mode below: making room is then a matter of
         going down.
         """
-        modes = [self._controller.mode_for(sequence.request.allow, mode)]
-        spare_bytes = self._store.slab_bytes + self._gauge.promised_bytes()
-        if not self._scheduler.running:
-            modes = [m for m in self._controller.ladder if sequence.permits(m)]
-            spare_bytes = 0
-        spare_bytes += self._gauge.chunk_bytes(MIN_STEP_TOKENS)
-        reserve_bytes = self._gauge.step_bytes(MIN_STEP_TOKENS, sequence)
-        return any(
-            self._store.has_room(self._gauge.pages_bytes(m, sequence) + spare_bytes, reserve_bytes)
-            for m in modes
-            if m is not None
-        )
+        own = self._controller.mode_for(sequence.request.allow, mode)
+        assert own is not None, "refused when it came in"
+        if self._scheduler.running:
+            spare_bytes = self._store.slab_bytes + self._gauge.promised_bytes()
+            return self._fits_in(own, sequence, spare_bytes)
+        below = [m for m in self._controller.ladder if sequence.permits(m)]
+        return any(self._fits_in(m, sequence, 0) for m in (own, *below))
+
+    def _fits_in(self, mode: CacheMode, sequence: Sequence, spare_bytes: int) -> bool:
+        """Whether pages and a step's workspace of a sequence fit in a mode, `spare_bytes` apart."""
+        num_new, needed_bytes = MIN_STEP_TOKENS, spare_bytes
+        if mode.is_disabled:
+            num_new = max(num_new, len(sequence.tokens))
+        else:
+            chunk_bytes = self._gauge.chunk_bytes(MIN_STEP_TOKENS)
+            needed_bytes += self._gauge.pages_bytes(mode, sequence) + chunk_bytes
+        return self._store.has_room(needed_bytes, self._gauge.step_bytes(num_new, sequence))
 
     def _schedule(self) -> Batch | None:
         """Reserve pages for the next chunks; makes room and tries once more where that fails."""
@@ -260,9 +267,10 @@ class Worker:
             return error.with_traceback(None)
         except RuntimeError as error:
             _check_shortage(error)
-            return OutOfMemory(needed_bytes)
+            return OutOfMemory(needed_bytes - getattr(error, "left_bytes", 0))
 
     def _commit(self, batch: Batch) -> None:
+        self._is_short = False
         for chunk, row, is_exact in zip(batch.chunks, batch.rows, batch.are_exact, strict=True):
             chunk.sequence.is_exact &= is_exact
             if row.is_stored:
@@ -317,6 +325,7 @@ class Worker:
         self._switcher.forget(sequence)
         self._scheduler.park(sequence, self._clock())
         self._store.compact(needed_bytes)
+        self._is_short = True
         self._emit(
             SequenceParked(
                 sequence=sequence.id,

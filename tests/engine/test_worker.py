@@ -3,10 +3,8 @@
 import random
 
 import pytest
-from engines import Stand, check, check_empty, is_as_wanted, lengths, make_stand, wanted
+from engines import EXACT, Stand, check, check_empty, is_as_wanted, lengths, make_stand, wanted
 from models import prompt
-
-EXACT_LADDER = {"ladder": ("full", "disabled")}
 
 
 def _post_ragged(stand: Stand, num: int = 8, num_tokens: int = 12) -> list[str]:
@@ -61,7 +59,7 @@ def test_a_prompt_longer_than_a_step_runs_in_chunks() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_full_disabled_full_at_random_steps_changes_no_token(seed: int) -> None:
     rng = random.Random(seed)
-    stand = make_stand(cache=EXACT_LADDER, server={"max_tokens_per_step": 64})
+    stand = make_stand(cache=EXACT, server={"max_tokens_per_step": 64})
     _post_ragged(stand, 5)
     stand.step(rng.randrange(1, 8))
     stand.pin("disabled")
