@@ -99,7 +99,7 @@ class Pages(RuleBasedStateMachine):
             assert self.store.held_bytes == 0
 
 
-Pages.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Pages.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestPages = Pages.TestCase
 
 
