@@ -68,14 +68,14 @@ class Faults:
 
     failing: Callable[[int], bool] = lambda _: False
     num_calls: int = 0
-    is_counting: bool = True
+    on_slab: Callable[[], None] = lambda: None
+    """Called whenever a slab was taken."""
 
     def ask(self) -> None:
         """One more call. Raises `torch.OutOfMemoryError` where it shall fail."""
-        if self.is_counting:
-            self.num_calls += 1
-            if self.failing(self.num_calls):
-                raise torch.OutOfMemoryError("out of memory, because the test says so")
+        self.num_calls += 1
+        if self.failing(self.num_calls):
+            raise torch.OutOfMemoryError("out of memory, because the test says so")
 
 
 class FaultyBudget(Budget):
@@ -94,19 +94,26 @@ class FaultyBudget(Budget):
         """As any budget's, if the device agrees."""
         self.faults.ask()
         super().take_slab(num_bytes)
+        self.faults.on_slab()
 
 
 class Memory:
-    """The box's memory as a neighbour leaves it: a file that says so."""
+    """The box's memory, shared with a neighbour: a file says, honestly, what is free."""
 
-    def __init__(self, path: Path, free_bytes: int, total_bytes: int = 64 * MIB) -> None:
+    def __init__(self, path: Path, total_bytes: int) -> None:
         self.path = path
         self.total_bytes = total_bytes
-        self.write(free_bytes)
+        self.neighbour_bytes = 0
+        """What the neighbour has taken; a test sets it."""
+        self.write(0)
 
-    def write(self, free_bytes: int) -> None:
-        """Say that so much is free."""
-        free_bytes = min(max(0, free_bytes), self.total_bytes)
+    def free_bytes(self, held_bytes: int) -> int:
+        """What is free while we hold so much; negative where the neighbour took too much."""
+        return self.total_bytes - self.neighbour_bytes - held_bytes
+
+    def write(self, held_bytes: int) -> None:
+        """State what is free while we hold so much."""
+        free_bytes = max(0, self.free_bytes(held_bytes))
         text = json.dumps({"total_bytes": self.total_bytes, "free_bytes": free_bytes})
         self.path.write_text(text)
 
@@ -141,6 +148,7 @@ class Stand:
     events: EventLog
     clock: Clock
     faults: Faults
+    memory: Memory | None = None
     deltas: dict[str, list[Delta]] = field(default_factory=dict)
     ends: dict[str, Finished | Failed] = field(default_factory=dict)
     requests: dict[str, Request] = field(default_factory=dict)
@@ -198,6 +206,8 @@ class Stand:
     def step(self, num_steps: int = 1) -> None:
         """Steps of the worker, each on the newest sample of memory."""
         for _ in range(num_steps):
+            if self.memory is not None:
+                self.memory.write(self.store.held_bytes)
             self.engine.sensor.poll()
             self.engine.worker.step()
             self.num_steps += 1

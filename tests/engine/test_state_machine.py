@@ -1,0 +1,155 @@
+"""Anything may happen between two steps: pages, floor, budget and answers stay right."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from engines import (
+    KIB,
+    MIB,
+    Faults,
+    Memory,
+    check,
+    check_empty,
+    faulty_attention,
+    make_stand,
+    wanted,
+    weights_bytes,
+)
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from models import prompt
+
+from adaptive_kv.engine.mailbox import Finished
+
+_IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+_MAX_TOKENS = 12
+_FLOOR_BYTES = 128 * KIB
+_LADDER = ("full", "int8", "int4", "window:64+int4", "disabled")
+_MODES = (*_LADDER, "window:64", "window:64+int8")
+_ALLOWS = (None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
+
+
+class AnythingHappens(RuleBasedStateMachine):
+    """Requests come and go, modes change, memory is taken and given, allocations fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.memory = Memory(Path(self.folder.name) / "memory.json", 4 * MIB)
+        self.faults = Faults(on_slab=self.check_floor)
+        self.patch = faulty_attention(self.faults)
+        self.patch.__enter__()
+        self.stand = make_stand(
+            faults=self.faults,
+            memory={"source": f"file:{self.memory.path}", "floor": _FLOOR_BYTES},
+            cache={"ladder": _LADDER},
+            policy={"name": "ladder", "options": {"hold_s": 0}},
+            server={"max_tokens_per_step": 80, "max_running": 4, "max_wait_s": 1e5},
+        )
+        self.stand.memory = self.memory
+        self.cancelled: set[str] = set()
+
+    def check_floor(self) -> None:
+        """A slab that we took leaves the floor to others."""
+        assert self.memory.free_bytes(self.stand.store.held_bytes) >= _FLOOR_BYTES
+
+    @property
+    def alive(self) -> list[str]:
+        return sorted(self.stand.unfinished - self.cancelled)
+
+    @precondition(lambda self: len(self.alive) < 7)
+    @rule(
+        num_prompt=st.sampled_from([1, 2, 15, 16, 17, 40, 64, 81, 120, 200]),
+        num_tokens=st.integers(1, _MAX_TOKENS),
+        allow=st.sampled_from(_ALLOWS),
+        priority=st.integers(-1, 1),
+    )
+    def admit(
+        self, num_prompt: int, num_tokens: int, allow: tuple[str, ...] | None, priority: int
+    ) -> None:
+        ids = prompt(num_prompt, seed=num_prompt)
+        self.stand.post(ids, num_tokens, allow=allow, priority=priority)
+
+    @precondition(lambda self: bool(self.alive))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from(self.alive))
+        self.stand.cancel(id_)
+        self.cancelled.add(id_)
+
+    @rule(mode=st.sampled_from(_MODES))
+    def pin(self, mode: str) -> None:
+        self.stand.pin(mode)
+
+    @rule()
+    def unpin(self) -> None:
+        self.stand.unpin()
+
+    @rule(num_steps=st.integers(1, 6))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.stand.step()
+            check(self.stand)
+
+    @rule(taken_kib=st.integers(0, 4096))
+    def neighbour_takes(self, taken_kib: int) -> None:
+        self.memory.neighbour_bytes = taken_kib * KIB
+
+    @rule(spare_kib=st.integers(0, 3000))
+    def budget_shrinks(self, spare_kib: int) -> None:
+        budget = self.stand.store.budget
+        budget.limit_bytes = max(weights_bytes() + spare_kib * KIB, budget.used_bytes)
+
+    @rule(k=st.integers(1, 40), num=st.sampled_from([1, 1, 1, 2, 5]))
+    def allocation_fails(self, k: int, num: int) -> None:
+        first = self.faults.num_calls + k
+        self.faults.failing = lambda n: first <= n < first + num
+
+    @invariant()
+    def pages_and_answers_are_right(self) -> None:
+        check(self.stand)
+        for id_, request in self.stand.requests.items():
+            end = self.stand.ends.get(id_)
+            if isinstance(end, Finished) and end.usage.exact:
+                tokens = wanted(request.prompt_ids, _MAX_TOKENS)
+                assert self.stand.output(id_) == tokens[: request.sampling.max_tokens]
+
+    def teardown(self) -> None:
+        try:
+            self.drain()
+        finally:
+            self.patch.__exit__(None, None, None)
+            self.folder.cleanup()
+
+    def drain(self) -> None:
+        """Once memory is there again everyone who still waits is answered."""
+        self.faults.failing = lambda _: False
+        self.memory.neighbour_bytes = 0
+        self.stand.store.budget.limit_bytes = None
+        self.stand.unpin()
+        for _ in range(300):
+            if not self.alive:
+                break
+            self.stand.step()
+            check(self.stand)
+        assert not self.alive, "a request is lost"
+        self.stand.step()
+        self.pages_and_answers_are_right()
+        for id_ in set(self.stand.requests) - self.cancelled:
+            usage = self.stand.finished(id_).usage
+            assert usage.num_output_tokens == self.stand.requests[id_].sampling.max_tokens
+            assert sum(usage.tokens_by_mode.values()) == usage.num_output_tokens
+        check_empty(self.stand)
+
+
+TestAnythingHappens: Any = AnythingHappens.TestCase
+TestAnythingHappens.settings = settings(
+    max_examples=40,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=_IN_CI,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
