@@ -1,4 +1,4 @@
-"""PUBLIC: what a policy author's tests need. Standard library only, no model and no GPU."""
+"""Readings made up for tests: a plausible, quiet box, except for what is given."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,0 +1,5 @@
+"""PUBLIC: what a policy author's tests need. Standard library only, no model and no GPU."""
+
+from adaptive_kv.testing.readings import DEFAULT_LADDER, make_costs, make_reading, make_sequence
+
+__all__ = ["DEFAULT_LADDER", "make_costs", "make_reading", "make_sequence"]
