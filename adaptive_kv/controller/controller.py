@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from adaptive_kv.controller.asking import Asker
+from adaptive_kv.controller.asking import AnyPolicy, Asker
 from adaptive_kv.controller.dwell import Dwell
 from adaptive_kv.controller.guard import OBJECTIONS, Guard
 from adaptive_kv.controller.rungs import Rungs
@@ -50,7 +50,7 @@ class Controller:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: AnyPolicy,
         *,
         name: str,
         fallback: Policy,
@@ -123,6 +123,17 @@ class Controller:
     def num_faults(self) -> int:
         """Of all policies, since the start."""
         return self._asker.num_faults
+
+    def reload(self, policy: AnyPolicy, name: str) -> None:
+        """Put `policy` in charge from the next reading on, its faults in a row forgotten.
+
+        The one before is closed, and a fallback that has taken over ends.
+        """
+        self._asker.reload(policy, name)
+
+    def close(self) -> None:
+        """Let go of the policy."""
+        self._asker.close()
 
     def pin(self, mode: CacheMode) -> bool:
         """Want `mode` from the next reading on, without dwell; False if the model cannot have it.

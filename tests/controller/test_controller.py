@@ -1,8 +1,11 @@
+from collections.abc import Sequence
+
 import pytest
 
 from adaptive_kv.controller import Controller
-from adaptive_kv.controller.asking import MAX_FAULTS
+from adaptive_kv.controller.asking import MAX_FAULTS, AnyPolicy, Fault
 from adaptive_kv.controller.dwell import MAX_FACTOR
+from adaptive_kv.controller.flaps import MAX_RETURNS, NUM_ANSWERS
 from adaptive_kv.errors import ConfigError
 from adaptive_kv.events import Event, PolicyFault
 from adaptive_kv.policy import CacheMode, Cost, Decision, Policy, Reading, SequenceInfo
@@ -31,8 +34,23 @@ class Scripted:
         self.decision = None if mode is None else Decision(mode, "told so", sequences)
 
 
+class Late:
+    """Answers when the test says so."""
+
+    def __init__(self, *news: object) -> None:
+        self.news: list[object] = list(news)
+        self.is_closed = False
+
+    def exchange(self, _reading: Reading) -> Sequence[object]:
+        news, self.news = self.news, []
+        return news
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
 def make(
-    policy: Policy,
+    policy: AnyPolicy,
     fallback: Policy = lambda _: None,
     events: list[Event] | None = None,
     only: set[str] | None = None,
@@ -412,3 +430,98 @@ def test_an_interrupt_is_no_fault_of_the_policy() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         make(policy).decide(at(0))
+
+
+def test_a_policy_that_answers_late_is_held_to_its_last_answer_until_the_next() -> None:
+    policy = Late()
+    controller = make(policy)
+    assert controller.decide(at(0)).reason_code == "start"
+    policy.news = [Decision("int4"), Decision("int8")]
+    assert controller.decide(at(1)).mode == "int8"
+    policy.news = [Decision("full")]
+    assert controller.decide(at(2)).reason_code == "guard_dwell"
+    assert controller.decide(at(6)).mode == "full"
+    policy.news = [None]
+    assert controller.decide(at(7)).mode == "full"
+    assert controller.num_faults == 0
+
+
+def test_no_news_neither_ends_a_row_of_faults_nor_lengthens_it() -> None:
+    policy = Late(Decision("int8"))
+    controller = make(policy, Scripted("int4"))
+    controller.decide(at(0))
+    for number in range(1, MAX_FAULTS + 1):
+        assert controller.decide(at(0)).mode == "int8"
+        policy.news = [Fault("silent")]
+        controller.decide(at(0))
+        assert controller.num_faults == number
+    assert policy.is_closed
+    assert controller.policy_status == "fallback"
+    assert controller.decide(at(1)).mode == "int4"
+
+
+def test_what_comes_after_the_takeover_is_not_heard() -> None:
+    policy = Late(*[Fault("silent")] * MAX_FAULTS, Decision("int4"))
+    controller = make(policy)
+    assert controller.decide(at(0)).mode == "full"
+    assert controller.num_faults == MAX_FAULTS
+    assert controller.policy_status == "fallback"
+
+
+@pytest.mark.parametrize("answer", ["full", float("nan"), Decision("window:9")])
+def test_late_nonsense_is_a_fault_like_any(answer: object) -> None:
+    controller = make(Late(answer), only=set(LADDER))
+    controller.decide(at(0))
+    assert (controller.num_faults, controller.policy_status) == (1, "faulty")
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_wanting_two_things_in_turns_ends_in_the_fallback(is_late: bool) -> None:
+    events: list[Event] = []
+    late, scripted = Late(), Scripted()
+    controller = make(late if is_late else scripted, events=events)
+    modes = ["int8", "int4"] * (NUM_ANSWERS + MAX_FAULTS)
+    for mode in modes[: MAX_RETURNS + 2]:
+        scripted.want(mode)
+        late.news = [scripted.decision]
+        controller.decide(at(0))
+    assert controller.policy_status == "ok"
+    for mode in modes[:MAX_FAULTS]:
+        scripted.want(mode)
+        late.news = [scripted.decision]
+        controller.decide(at(0))
+    assert controller.policy_status == "fallback"
+    assert isinstance(events[0], PolicyFault)
+    assert "in turns" in events[0].error
+
+
+def test_to_change_ones_mind_often_is_not_to_flap() -> None:
+    policy = Scripted()
+    controller = make(policy)
+    for number in range(300):
+        policy.want(("int8", "int4")[number // 3 % 2])
+        controller.decide(at(number))
+        policy.want("full", **{f"s{number}": "int4"})
+        controller.decide(at(number))
+    assert controller.num_faults == 0
+
+
+def test_reloading_ends_the_fallback_and_closes_what_was_before() -> None:
+    broken, mended = Late(*[Fault("gone")] * MAX_FAULTS), Late(Decision("int8"))
+    controller = make(broken, Scripted("int4"))
+    controller.decide(at(0))
+    controller.reload(mended, "mended")
+    assert (controller.name, controller.policy_status) == ("mended", "ok")
+    assert controller.decide(at(10)).mode == "int8"
+    controller.reload(Scripted("int4"), "other")
+    assert mended.is_closed
+    assert controller.decide(at(20)).mode == "int4"
+    assert controller.num_faults == MAX_FAULTS
+
+
+def test_closing_lets_go_of_the_policy() -> None:
+    policy = Late()
+    controller = make(policy)
+    controller.close()
+    assert policy.is_closed
+    make(Scripted()).close()
