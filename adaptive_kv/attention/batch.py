@@ -62,7 +62,7 @@ class RaggedBatch:
         groups = range(len(store.groups))
         self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
         self._others = [self._plan_others(self._decodes[g]) for g in groups]
-        self._writes = [self._plan_writes(group) for group in range(len(store.groups))]
+        self._writes = [self._plan_writes(g) for g in groups]
         self._visible: dict[tuple[int, int, int | None], Tensor | None] = {}
 
     def attend(self, call: LayerCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class RaggedBatch:
         out = queries.new_empty(queries.shape[1], queries.shape[0], values.shape[-1])
         decodes = self._decodes[group]
         if decodes is not None:
-            out[decodes.tokens] = decodes.attend(call, place, queries, keys, values)
+            decodes.attend(call, place, queries, keys, values, out)
         for number, row, own in self._others[group]:
             k, v = self._with_past(row, group, place, keys[:, own], values[:, own])
             out[own] = reference.attend(
@@ -156,7 +156,7 @@ class RaggedBatch:
         windows = [row.cache.mode.window or cpu.NO_WINDOW for row, _ in rows]
         return cpu.DecodeRows(
             group=pages.group,
-            tokens=torch.tensor([at for _, at in rows]),
+            tokens=np.array([at for _, at in rows]),
             positions=np.array([row.position for row, _ in rows]),
             windows=np.array(windows),
             first=np.cumsum([0, *(len(table) for table in tables)]),
@@ -165,10 +165,10 @@ class RaggedBatch:
         )
 
     def _plan_writes(self, group: int) -> list[_Write]:
-        """Gather the batch's tokens by the slab that their reserved pages lie in."""
+        """Gather the tokens that no kernel writes by the slab that their reserved pages lie in."""
         pool = self._store.groups[group].pages
         by_slab: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-        for _, row, at in self._placed_rows():
+        for _, row, at in self._others[group]:
             if row.is_stored:
                 places = row.cache.places(group, row.num_new)
                 for token, (number, index, slot) in enumerate(places, at.start):

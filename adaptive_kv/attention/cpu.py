@@ -11,6 +11,9 @@ The kernel runs in the worker's thread and releases the interpreter, so that HTT
 Numba's own thread pools wait by spinning, which made a step seven times slower as soon as another
 program wanted the same cores.
 
+Loops are written for the vectors that LLVM makes of them: flat or long enough, and with unsigned
+indices where a sum of two could be negative as far as it knows.
+
 Page layouts are those drawn in `cache/formats`; this file and they change together.
 """
 
@@ -38,6 +41,8 @@ _FULL_TOKENS = BLOCK_TOKENS // 8  # in float32, the only type served here
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """float16 by its bits: Numba has no half precision on CPU."""
 
+_NO_LOGITS = np.empty(0, np.float32)
+
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
@@ -52,12 +57,13 @@ class DecodeRows:
     """Rows of the batch that decode one token each, and where their pages are, for one group.
 
     `tokens` are their places in the packed batch; `positions` those of their new tokens; row `r`
-    owns `pages[first[r]:first[r + 1]]`, each a line (address, side address, bits, start).
-    `windows` are the modes' windows, `NO_WINDOW` where there is none.
+    owns `pages[first[r]:first[r + 1]]`, each a line (address, side address, bits, start), among
+    them the full page that is reserved for the new token. `windows` are the modes' windows,
+    `NO_WINDOW` where there is none.
     """
 
     group: LayerGroup
-    tokens: Tensor
+    tokens: Integers
     positions: Integers
     windows: Integers
     first: Integers
@@ -65,22 +71,30 @@ class DecodeRows:
     sinks: int
 
     def attend(
-        self, call: LayerCall, place: int, queries: Tensor, keys: Tensor, values: Tensor
-    ) -> Tensor:
-        """Output `[rows, query_heads, value_dim]` of layer `place` of the group.
+        self,
+        call: LayerCall,
+        place: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Attention of layer `place` of the group, into the rows' places in `out`.
 
-        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`
-        of the whole packed batch, float32.
+        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
+        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, float32. The rows' keys
+        and values are also written into the pages reserved for them.
         """
-        q, k, v = (x[:, self.tokens].transpose(0, 1).contiguous() for x in (queries, keys, values))
-        q = q * call.scaling
-        out = torch.empty(len(self.tokens), q.shape[1], v.shape[-1])
-        sink_logits = torch.empty(0) if call.sink_logits is None else call.sink_logits
+        # Models make these token by token: seen that way they are contiguous, no copy is made.
+        q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
+        has_rotated = bool((self.pages[:, 2] == 4).any())
+        sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
         _decode(
             q.numpy(),
-            rotate(q).numpy(),
+            rotate(q).numpy() if has_rotated else q.numpy(),
             k.numpy(),
             v.numpy(),
+            self.tokens,
             self.positions,
             self.windows,
             self.first,
@@ -88,11 +102,11 @@ class DecodeRows:
             place,
             self.sinks,
             NO_WINDOW if call.window is None else call.window,
+            np.float32(call.scaling),
             np.float32(call.softcap or 0),
-            sink_logits.numpy(),
+            sink_logits,
             out.numpy(),
         )
-        return out
 
 
 def _compiled(**options: bool) -> Callable[[Callable[..., None]], Any]:
@@ -118,86 +132,92 @@ def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba'
 
 
 @_compiled(fastmath=True)
-def _score(scores: Floats, queries: Floats, t: int, key: Floats) -> None:
-    for g in range(queries.shape[0]):
-        total = np.float32(0)
-        for d in range(key.shape[0]):
-            total += queries[g, d] * key[d]
-        scores[g, t] = total
-
-
-@_compiled(fastmath=True)
-def _add(acc: Floats, weights: Floats, t: int, value: Floats) -> None:
-    for g in range(acc.shape[0]):
-        weight = weights[g, t]
-        for d in range(value.shape[0]):
-            acc[g, d] += weight * value[d]
-
-
-@_compiled(fastmath=True)
-def _expand(row: Floats, codes: Any, bits: int) -> None:
-    """Codes of one token as float32: a byte each, or two halves of the head in one byte."""
-    num = codes.shape[0]
-    if bits == 8:
-        for d in range(num):
-            row[d] = np.float32(codes[d])
-    else:
-        for d in range(num):
-            row[d] = np.float32(codes[d] & 15)
-        for d in range(num):
-            row[num + d] = np.float32(codes[d] >> 4)
-
-
-@_compiled(fastmath=True)
-def _score_packed(
-    scores: Floats,
-    folded: Floats,
-    queries: Floats,
-    codes: Any,
-    scale: Any,
-    minimum: Any,
-    num: int,
-    bits: int,
-    row: Floats,
+def _score(
+    scores: Floats, queries: Floats, heads: Any, keys: Floats, num: int, channel: int
 ) -> None:
-    """Scores of a packed page: fold the channel scales into the query, add the minima's share."""
-    for t in range(num):
-        _expand(row, codes[t], bits)
-        if t == 0:
-            for g in range(queries.shape[0]):
-                for d in range(queries.shape[1]):
-                    folded[g, d] = queries[g, d] * _HALF[scale[d]]
-        _score(scores, folded, t, row)
-    for g in range(queries.shape[0]):
+    """Add the products of `num` keys and a kv head's queries, from `channel` on; four at once."""
+    whole = num - num % 4
+    for g in range(heads[0], heads[1]):
+        for t in range(0, whole, 4):
+            one, two = scores[g, t], scores[g, t + 1]
+            three, four = scores[g, t + 2], scores[g, t + 3]
+            for d in range(keys.shape[1]):
+                query = queries[g, np.uint64(channel + d)]
+                one += query * keys[t, d]
+                two += query * keys[t + 1, d]
+                three += query * keys[t + 2, d]
+                four += query * keys[t + 3, d]
+            scores[g, t], scores[g, t + 1] = one, two
+            scores[g, t + 2], scores[g, t + 3] = three, four
+        for t in range(whole, num):
+            total = scores[g, t]
+            for d in range(keys.shape[1]):
+                total += queries[g, np.uint64(channel + d)] * keys[t, d]
+            scores[g, t] = total
+
+
+@_compiled(fastmath=True)
+def _add(acc: Floats, weights: Floats, heads: Any, values: Floats, num: int, channel: int) -> None:
+    """Add `num` weighted values to a kv head's sums, from `channel` on; four at once."""
+    whole = num - num % 4
+    for g in range(heads[0], heads[1]):
+        for t in range(0, whole, 4):
+            one, two = weights[g, t], weights[g, t + 1]
+            three, four = weights[g, t + 2], weights[g, t + 3]
+            for d in range(values.shape[1]):
+                acc[g, np.uint64(channel + d)] += (
+                    one * values[t, d]
+                    + two * values[t + 1, d]
+                    + three * values[t + 2, d]
+                    + four * values[t + 3, d]
+                )
+        for t in range(whole, num):
+            for d in range(values.shape[1]):
+                acc[g, np.uint64(channel + d)] += weights[g, t] * values[t, d]
+
+
+@_compiled(fastmath=True)
+def _expand(parts: Floats, codes: Any, num: int, bits: int) -> None:
+    """Codes as float32: a byte each, or the two halves of the head, apart, from one byte.
+
+    Both sides are flat: loops that only cover one token are too short to become vectors.
+    """
+    if bits == 8:
+        for i in range(num):
+            parts[0, i] = np.float32(codes[i])
+    else:
+        for i in range(num):
+            parts[0, i] = np.float32(codes[i] & 15)
+        for i in range(num):
+            parts[1, i] = np.float32(codes[i] >> 4)
+
+
+@_compiled(fastmath=True)
+def _fold_keys(
+    folded: Floats, scores: Floats, queries: Floats, heads: Any, scale: Any, minimum: Any, num: int
+) -> None:
+    """Fold the channels' scales into the queries; the minima's share begins the scores."""
+    for g in range(heads[0], heads[1]):
         offset = np.float32(0)
         for d in range(queries.shape[1]):
+            folded[g, d] = queries[g, d] * _HALF[scale[d]]
             offset += queries[g, d] * _HALF[minimum[d]]
         for t in range(num):
-            scores[g, t] += offset
+            scores[g, t] = offset
 
 
 @_compiled(fastmath=True)
-def _add_packed(
-    acc: Floats,
-    weights: Floats,
-    codes: Any,
-    scale: Any,
-    minimum: Any,
-    num: int,
-    bits: int,
-    row: Floats,
+def _fold_values(
+    acc: Floats, weights: Floats, heads: Any, scale: Any, minimum: Any, num: int
 ) -> None:
-    """Add a packed page's values: a token's scale goes into its weight, its minimum to all."""
-    for g in range(acc.shape[0]):
+    """A token's scale goes into its weight, its minimum to all channels."""
+    for g in range(heads[0], heads[1]):
         offset = np.float32(0)
         for t in range(num):
             offset += weights[g, t] * _HALF[minimum[t]]
             weights[g, t] *= _HALF[scale[t]]
         for d in range(acc.shape[1]):
             acc[g, d] += offset
-    for t in range(num):
-        _expand(row, codes[t], bits)
-        _add(acc, weights, t, row)
 
 
 @_compiled(fastmath=True)
@@ -224,55 +244,15 @@ def _soften(scores: Floats, num: int, top: Floats, total: Floats, acc: Floats) -
         new_top = top[g]
         for t in range(num):
             new_top = max(new_top, scores[g, t])
-        shrink = np.exp(top[g] - new_top)
-        top[g] = new_top
-        page_total = np.float32(0)
+        if new_top > top[g]:
+            shrink = np.exp(top[g] - new_top)
+            top[g] = new_top
+            total[g] *= shrink
+            for d in range(acc.shape[1]):
+                acc[g, d] *= shrink
         for t in range(num):
             scores[g, t] = np.exp(scores[g, t] - new_top)
-            page_total += scores[g, t]
-        total[g] = total[g] * shrink + page_total
-        for d in range(acc.shape[1]):
-            acc[g, d] *= shrink
-
-
-@_compiled(fastmath=True)
-def _read_full(
-    work: Any, queries: Floats, at: Any, num: int, sizes: Any, view: Any, softcap: float
-) -> None:
-    """Attend to a page as the model made it."""
-    scores, _, _, top, total, acc = work
-    base, h = at
-    num_heads, size, kd, vd = sizes
-    keys = carray(_pointer(base + h * size * kd * 4), (size, kd), np.float32)
-    values_at = base + (num_heads * kd + h * vd) * size * 4
-    values = carray(_pointer(values_at), (size, vd), np.float32)
-    for t in range(num):
-        _score(scores, queries, t, keys[t])
-    _weigh(scores, num, view, softcap, top, total, acc)
-    for t in range(num):
-        _add(acc, scores, t, values[t])
-
-
-@_compiled(fastmath=True)
-def _read_packed(
-    work: Any, queries: Floats, at: Any, side: int, num: int, sizes: Any, view: Any, softcap: float
-) -> None:
-    """Attend to a packed page: codes at `at`, scales and minima at `side`."""
-    scores, folded, row, top, total, acc = work
-    base, h = at
-    num_heads, size, kd, vd = sizes
-    bits = 8 if size == _INT8_TOKENS else 4
-    kw, vw = kd * bits // 8, vd * bits // 8
-    keys = carray(_pointer(base + h * size * kw), (size, kw), np.uint8)
-    values = carray(_pointer(base + (num_heads * kw + h * vw) * size), (size, vw), np.uint8)
-    key_scale = carray(_pointer(side + h * kd * 2), kd, np.uint16)
-    key_min = carray(_pointer(side + (num_heads + h) * kd * 2), kd, np.uint16)
-    side += num_heads * kd * 4
-    value_scale = carray(_pointer(side + h * size * 2), size, np.uint16)
-    value_min = carray(_pointer(side + (num_heads + h) * size * 2), size, np.uint16)
-    _score_packed(scores, folded, queries, keys, key_scale, key_min, num, bits, row)
-    _weigh(scores, num, view, softcap, top, total, acc)
-    _add_packed(acc, scores, values, value_scale, value_min, num, bits, row)
+            total[g] += scores[g, t]
 
 
 @_compiled(fastmath=True)
@@ -288,12 +268,77 @@ def _weigh(
     _soften(scores, num, top, total, acc)
 
 
+@_compiled(fastmath=True)
+def _read_full(work: Any, at: int, num: int, sizes: Any, view: Any, softcap: float) -> None:
+    """Attend to a page as the model made it."""
+    queries, _, _, _, scores, top, total, acc = work
+    num_heads, group, size, kd, vd = sizes
+    scores[:, :num] = 0
+    for h in range(num_heads):
+        keys = carray(_pointer(at + h * size * kd * 4), (size, kd), np.float32)
+        _score(scores, queries, (h * group, (h + 1) * group), keys, num, 0)
+    _weigh(scores, num, view, softcap, top, total, acc)
+    at += num_heads * size * kd * 4
+    for h in range(num_heads):
+        values = carray(_pointer(at + h * size * vd * 4), (size, vd), np.float32)
+        _add(acc, scores, (h * group, (h + 1) * group), values, num, 0)
+
+
+@_compiled(fastmath=True)
+def _read_packed(
+    work: Any, at: int, side: int, num: int, sizes: Any, view: Any, softcap: float
+) -> None:
+    """Attend to a packed page: codes at `at`, scales and minima at `side`."""
+    plain, rotated, folded, parts, scores, top, total, acc = work
+    num_heads, group, size, kd, vd = sizes
+    bits = 8 if size == _INT8_TOKENS else 4
+    queries = plain if bits == 8 else rotated
+    width = kd * bits // 8
+    for h in range(num_heads):
+        heads = (h * group, (h + 1) * group)
+        scale = carray(_pointer(side + h * kd * 2), kd, np.uint16)
+        minimum = carray(_pointer(side + (num_heads + h) * kd * 2), kd, np.uint16)
+        _fold_keys(folded, scores, queries, heads, scale, minimum, num)
+        codes = carray(_pointer(at + h * size * width), size * width, np.uint8)
+        _expand(parts, codes, num * width, bits)
+        for part in range(8 // bits):
+            keys = carray(_pointer(parts[part].ctypes.data), (size, width), np.float32)
+            _score(scores, folded, heads, keys, num, part * width)
+    _weigh(scores, num, view, softcap, top, total, acc)
+    at += num_heads * size * width
+    side += num_heads * kd * 4
+    width = vd * bits // 8
+    for h in range(num_heads):
+        heads = (h * group, (h + 1) * group)
+        scale = carray(_pointer(side + h * size * 2), size, np.uint16)
+        minimum = carray(_pointer(side + (num_heads + h) * size * 2), size, np.uint16)
+        _fold_values(acc, scores, heads, scale, minimum, num)
+        codes = carray(_pointer(at + h * size * width), size * width, np.uint8)
+        _expand(parts, codes, num * width, bits)
+        for part in range(8 // bits):
+            values = carray(_pointer(parts[part].ctypes.data), (size, width), np.float32)
+            _add(acc, scores, heads, values, num, part * width)
+
+
+@_compiled()
+def _keep(at: int, slot: int, sizes: Any, keys: Floats, values: Floats) -> None:
+    """Write the new token's keys and values `[kv_heads, dim]` into its slot of a full page."""
+    num_heads, _, size, kd, vd = sizes
+    kept_keys = carray(_pointer(at), (num_heads, size, kd), np.float32)
+    kept_values = carray(
+        _pointer(at + num_heads * size * kd * 4), (num_heads, size, vd), np.float32
+    )
+    kept_keys[:, slot] = keys
+    kept_values[:, slot] = values
+
+
 @_compiled(nogil=True)
 def _decode(
     queries: Floats,
     rotated: Floats,
     keys: Floats,
     values: Floats,
+    tokens: Integers,
     positions: Integers,
     windows: Integers,
     first: Integers,
@@ -301,42 +346,48 @@ def _decode(
     place: int,
     sinks: int,
     own_window: int,
+    scaling: float,
     softcap: float,
     sink_logits: Floats,
     out: Floats,
 ) -> None:
-    num_heads, kd, vd = keys.shape[1], keys.shape[2], values.shape[2]
-    group = queries.shape[1] // num_heads
-    for item in range(queries.shape[0] * num_heads):
-        r, h = item // num_heads, item % num_heads
-        mine = slice(h * group, (h + 1) * group)
-        scores = np.empty((group, BLOCK_TOKENS), np.float32)
-        folded = np.empty((group, kd), np.float32)
-        row = np.empty(max(kd, vd), np.float32)
-        top, total = np.empty(group, np.float32), np.zeros(group, np.float32)
-        acc = np.zeros((group, vd), np.float32)
-        work = (scores, folded, row, top, total, acc)
-        top[:] = -np.inf
-        _score(scores, queries[r, mine], 0, keys[r, h])  # the new token itself is always seen
-        _weigh(scores, 1, (positions[r], 0, 0, 0), softcap, top, total, acc)
-        _add(acc, scores, 0, values[r, h])
-        own_from, from_ = positions[r] - own_window + 1, positions[r] - windows[r] + 1
+    num_queries, num_heads, kd, vd = queries.shape[1], keys.shape[1], keys.shape[2], values.shape[2]
+    group = num_queries // num_heads
+    scores = np.empty((num_queries, BLOCK_TOKENS), np.float32)
+    folded = np.empty((num_queries, kd), np.float32)
+    parts = np.empty((2, _INT8_TOKENS * max(kd, vd)), np.float32)
+    top, total = np.empty(num_queries, np.float32), np.empty(num_queries, np.float32)
+    acc = np.empty((num_queries, vd), np.float32)
+    for r in range(len(tokens)):
+        token, position = tokens[r], positions[r]
+        plain, turned = queries[token] * scaling, rotated[token] * scaling
+        work = (plain, turned, folded, parts, scores, top, total, acc)
+        scores[:, :1], top[:], total[:], acc[:] = 0, -np.inf, 0, 0
+        for h in range(num_heads):  # the new token itself is always seen
+            own = keys[token, h : h + 1]
+            _score(scores, plain, (h * group, (h + 1) * group), own, 1, 0)
+        _weigh(scores, 1, (position, 0, 0, 0), softcap, top, total, acc)
+        for h in range(num_heads):
+            own = values[token, h : h + 1]
+            _add(acc, scores, (h * group, (h + 1) * group), own, 1, 0)
+        own_from, from_ = position - own_window + 1, position - windows[r] + 1
         for p in range(first[r], first[r + 1]):
             address, side, bits, start = pages[p]
             size = _FULL_TOKENS if bits == 32 else _INT8_TOKENS if bits == 8 else BLOCK_TOKENS
-            num = min(size, positions[r] - start)
+            at = address + place * num_heads * (kd + vd) * size * bits // 8
+            sizes, view = (num_heads, group, size, kd, vd), (start, own_from, from_, sinks)
+            if start <= position < start + size:
+                _keep(at, position - start, sizes, keys[token], values[token])
+            num = min(size, position - start)
             if num <= 0 or start + num <= own_from or (start >= sinks and start + num <= from_):
                 continue
-            at = (address + place * num_heads * (kd + vd) * size * bits // 8, h)
-            sizes, view = (num_heads, size, kd, vd), (start, own_from, from_, sinks)
             if bits == 32:
-                _read_full(work, queries[r, mine], at, num, sizes, view, softcap)
+                _read_full(work, at, num, sizes, view, softcap)
             else:
-                used = queries[r, mine] if bits == 8 else rotated[r, mine]
                 side += place * num_heads * (kd + BLOCK_TOKENS) * 4
-                _read_packed(work, used, at, side, num, sizes, view, softcap)
-        for g in range(group):
+                _read_packed(work, at, side, num, sizes, view, softcap)
+        for g in range(num_queries):
             if sink_logits.size > 0:
-                total[g] += np.exp(sink_logits[h * group + g] - top[g])
+                total[g] += np.exp(sink_logits[g] - top[g])
             for d in range(vd):
-                out[r, h * group + g, d] = acc[g, d] / total[g]
+                out[token, g, d] = acc[g, d] / total[g]
