@@ -41,7 +41,7 @@ class Across:
 def memory_chart(timeline: Timeline, across: Across, height: int = 210) -> str:
     """Above the floor: what the cache holds, and over it what is still free."""
     samples = timeline.samples
-    tops = [_room_bytes(sample) for sample in samples]
+    tops = [sample.room_bytes for sample in samples]
     most = _nice(max(tops, default=1) / MIB) * MIB
 
     def y(num_bytes: float) -> float:
@@ -125,11 +125,6 @@ class Stretch:
     end_s: float = 0.0
 
 
-def _room_bytes(sample: Sample) -> int:
-    """What the others leave to the service: its cache, and what is free above the floor."""
-    return sample.cache_bytes + max(0, sample.free_bytes - sample.floor_bytes)
-
-
 def _lanes(samples: Sequence[Sample]) -> list[list[tuple[str, list[Stretch]]]]:
     """Sequences, each in the first lane that is free when it begins."""
     seen: dict[str, list[Stretch]] = {}
@@ -151,6 +146,8 @@ def _lanes(samples: Sequence[Sample]) -> list[list[tuple[str, list[Stretch]]]]:
 
 def _merged(stretches: Sequence[Stretch], end_s: float) -> list[Stretch]:
     """Neighbours of one mode as one, each with its end."""
+    if not stretches:
+        return []
     firsts = [s for i, s in enumerate(stretches) if i == 0 or stretches[i - 1].mode != s.mode]
     ends = [*(s.start_s for s in firsts[1:]), end_s]
     return [Stretch(s.start_s, s.mode, end) for s, end in zip(firsts, ends, strict=True)]

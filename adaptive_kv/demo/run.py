@@ -1,9 +1,11 @@
 """The demonstration from its first process to its last line."""
 
+import signal
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from adaptive_kv.demo.room import HEADROOM_BYTES, cgroup_room_bytes, plan_room
 from adaptive_kv.demo.scenario import Pace, Scenario
 from adaptive_kv.demo.screen import Screen, showing
 from adaptive_kv.demo.timeline import Summary, Timeline, summarize
+from adaptive_kv.errors import AdaptiveKVError
 from adaptive_kv.sensors.choose import make_sensors
 
 _START_S = 100.0
@@ -28,15 +31,30 @@ def run_demo(report: Path, pace: Pace | None = None) -> int:
     Raises `AdaptiveKVError` where the machine is too small or the service does not live.
     """
     timeline = Timeline(device=_device())
-    with showing() as screen:
+    with _interruptible(), showing() as screen:
         try:
-            _run(timeline, screen, pace or Pace())
+            failure = _run(timeline, screen, pace or Pace())
         finally:
             summary = summarize(timeline, LADDER)
             if timeline.samples:
                 write_report(report, timeline, summary)
-    _tell(summary, report)
-    return 1 if summary.missing else 0
+    faults = [*([str(failure)] if failure else []), *summary.faults]
+    _tell(summary, faults, timeline, report)
+    return 1 if faults else 0
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end the run as Ctrl-C does: with everything that it started."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _device() -> str:
@@ -45,26 +63,27 @@ def _device() -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
-def _run(timeline: Timeline, screen: Screen, pace: Pace) -> None:
+def _run(timeline: Timeline, screen: Screen, pace: Pace) -> AdaptiveKVError | None:
+    """Everything between the first and the last process; what ended the run early, if anything."""
     began_s = time.monotonic()
     (sensor, *_) = make_sensors(MemorySettings(), timeline.device, lambda: 0)
-    sample = sensor.read()
     timeline.memory_source = sensor.name
-    room = plan_room(sample, cgroup_room_bytes() if sensor.name == "meminfo" else None)
-    with ExitStack() as stack:
+    limit_bytes = cgroup_room_bytes() if sensor.name == "meminfo" else None
+    room = plan_room(sensor.read(), limit_bytes)
+    with ExitStack() as clients, ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptive-kv-demo-")))
         url = stack.enter_context(broker(folder))
         if url is None:
             screen.tell("mosquitto is not installed: nobody listens over MQTT")
         stack.enter_context(following_mqtt(url, timeline))
-        service = stack.enter_context(serving(folder, timeline.device, room, url))
         screen.tell("the service starts")
+        service = stack.enter_context(serving(folder, timeline.device, room, url))
         api = Api(service.port(_START_S))
         squeezer = stack.enter_context(squeezing(service.process.pid, timeline.device, room))
         squeezer.settle(HEADROOM_BYTES)
         clock = Clock(time.monotonic(), time.time())
         stack.enter_context(following_events(api, timeline, clock))
-        Scenario(
+        scenario = Scenario(
             service=service,
             api=api,
             squeezer=squeezer,
@@ -72,12 +91,20 @@ def _run(timeline: Timeline, screen: Screen, pace: Pace) -> None:
             clock=clock,
             screen=screen,
             pace=replace(pace, max_total_s=pace.max_total_s - (clock.start_s - began_s)),
-        ).run()
+        )
+        clients.callback(scenario.close)  # last: an unanswered client waits for the service's end
+        try:
+            scenario.run()
+        except AdaptiveKVError as error:
+            return error
+    return None
 
 
-def _tell(summary: Summary, report: Path) -> None:
+def _tell(summary: Summary, faults: list[str], timeline: Timeline, report: Path) -> None:
     sys.stderr.write(f"demo: the timeline is in {report}\n")
-    for claim in summary.missing:
-        sys.stderr.write(f"demo: not so: {claim}\n")
+    for fault in faults:
+        sys.stderr.write(f"demo: not as it should be: {fault}\n")
+    if faults and timeline.is_restless:
+        sys.stderr.write("demo: other processes took and gave too much; try when they are quiet\n")
     sys.stdout.write(summary.to_json() + "\n")
     sys.stdout.flush()

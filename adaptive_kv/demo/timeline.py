@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 SWITCH_TYPE = "sequence_switched"
+_OFF_BYTES = 192 * 2**20
+_OFF_SHARE = 0.3
 _QUANTIZED = ("int8", "int4")
 
 
@@ -22,10 +24,18 @@ class Sample:
     cache_bytes: int
     held_bytes: int
     """By the squeeze."""
+    leave_bytes: int
+    """What the squeeze was told to leave above the floor, cache included."""
     mode: str
+    """Of the service."""
     modes: Mapping[str, str]
     """Of every sequence by its id; `waiting` and `parked` stand for those that have no pages."""
     tokens_per_s: float
+
+    @property
+    def room_bytes(self) -> int:
+        """What is left to the service above the floor: its cache, and what is free."""
+        return self.cache_bytes + max(0, self.free_bytes - self.floor_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,12 @@ class Timeline:
         idle = {"waiting", "parked"}
         return max((sum(m not in idle for m in s.modes.values()) for s in self.samples), default=0)
 
+    @property
+    def is_restless(self) -> bool:
+        """Whether others took and gave so much that the squeeze could often not even it out."""
+        off = sum(abs(s.room_bytes - s.leave_bytes) > _OFF_BYTES for s in self.samples)
+        return off > len(self.samples) * _OFF_SHARE
+
     def count(self, type_: str) -> int:
         """How many events of a type there were."""
         return sum(happening.type == type_ for happening in self.happenings)
@@ -116,18 +132,18 @@ class Summary:
     tokens_per_s: float
 
     @property
-    def missing(self) -> list[str]:
-        """What a run should have shown and this one did not."""
+    def faults(self) -> list[str]:
+        """What a run should not show, or should have shown."""
         is_quantized = any(mode in _QUANTIZED for mode in self.modes_seen)
         is_window = any(mode.startswith("window:") for mode in self.modes_seen)
-        claims = {
-            "nothing failed": self.failed == 0 and self.completed == self.requests,
-            "nothing ran out of memory": self.oom == 0,
-            "full was used": "full" in self.modes_seen,
-            "a quantized mode was used": is_quantized,
-            "a window was used": is_window,
+        faults = {
+            "requests failed": self.failed == 0 and self.completed == self.requests,
+            "memory ran out": self.oom == 0,
+            "nothing was generated in full": "full" in self.modes_seen,
+            "nothing was generated in a quantized mode": is_quantized,
+            "nothing was generated in a window": is_window,
         }
-        return [claim for claim, holds in claims.items() if not holds]
+        return [fault for fault, is_well in faults.items() if not is_well]
 
     def to_json(self) -> str:
         """One line."""
