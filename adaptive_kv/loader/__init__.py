@@ -8,12 +8,16 @@ from adaptive_kv.loader.finding import (
     load_policy,
     policy_names,
 )
+from adaptive_kv.loader.remote import RemotePolicy
+from adaptive_kv.loader.starting import start_policy
 
 __all__ = [
     "DROP_IN_FOLDER",
     "GROUP",
     "FoundPolicy",
+    "RemotePolicy",
     "list_policies",
     "load_policy",
     "policy_names",
+    "start_policy",
 ]

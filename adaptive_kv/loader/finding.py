@@ -22,6 +22,7 @@ from adaptive_kv.policy import Policy
 GROUP = "adaptive_kv.policies"
 DROP_IN_FOLDER = Path("/etc/adaptive-kv/policies")
 
+_OURS = "adaptive_kv_policies."
 _FILE = re.compile(r"(?P<path>.+\.py)(?::(?P<attribute>[A-Za-z_][A-Za-z0-9_]*))?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
@@ -64,14 +65,29 @@ def policy_names(*, folder: Path = DROP_IN_FOLDER) -> list[str]:
     return [found.name for found in list_policies(folder=folder)]
 
 
+def is_shipped(name_or_file: str, options: Mapping[str, Any]) -> bool:
+    """Whether all the code is ours, that of the policy which an option `policy` names included."""
+    entry = _entry(name_or_file)
+    wrapped = options.get("policy")
+    return (
+        entry is not None
+        and entry.value.startswith(_OURS)
+        and (wrapped is None or (isinstance(wrapped, str) and is_shipped(wrapped, {})))
+    )
+
+
 def _installed() -> list[EntryPoint]:
     return list(entry_points(group=GROUP))
 
 
+def _entry(name: str) -> EntryPoint | None:
+    return next((entry for entry in _installed() if entry.name == name), None)
+
+
 def _by_name(name: str, folder: Path) -> object:
-    for entry in _installed():
-        if entry.name == name:
-            return _imported(name, entry)
+    entry = _entry(name)
+    if entry is not None:
+        return _imported(name, entry)
     file = folder / f"{name}.py"
     if _NAME.fullmatch(name) and file.is_file():
         return _from_file(name, file, None)
