@@ -8,6 +8,7 @@ from adaptive_kv import __version__
 from adaptive_kv.cli.demo import demo
 from adaptive_kv.cli.doctor import doctor
 from adaptive_kv.cli.generate import generate
+from adaptive_kv.cli.plan import plan
 from adaptive_kv.cli.policy import policy
 from adaptive_kv.cli.serve import serve
 from adaptive_kv.errors import AdaptiveKVError, ConfigError, ModelError, PolicyError
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(demo)
+app.command()(plan)
 app.command()(doctor)
 app.add_typer(policy, name="policy")
 

@@ -44,8 +44,7 @@ def embedded_model() -> Path:
 
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Load, look at and probe a model. Raises `ModelError` where it cannot be served."""
-    source = settings.path or str(embedded_model())
-    name = EMBEDDED_NAME if settings.path is None else _served_name(settings.path)
+    name, source = _name_and_source(settings)
     if settings.quantization is not None:
         raise ModelError(name, "model.quantization is not supported yet; leave it out")
     device = _device(name, settings.device)
@@ -63,6 +62,26 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     return LoadedModel(
         name=name, model=model, tokenizer=tokenizer, eos_ids=_eos_ids(module, tokenizer)
     )
+
+
+def read_config(settings: ModelSettings) -> tuple[str, PretrainedConfig, torch.dtype]:
+    """A model's name, its config and the dtype it would be served in, without its weights.
+
+    Raises `ModelError`.
+    """
+    name, source = _name_and_source(settings)
+    device = _device(name, settings.device)
+    try:
+        config = _load_config(name, source, settings.revision)
+    except (OSError, ValueError, KeyError) as fault:
+        raise ModelError(name, _first_line(fault)) from fault
+    return name, config, _dtype(settings.dtype, config, device)
+
+
+def _name_and_source(settings: ModelSettings) -> tuple[str, str]:
+    if settings.path is None:
+        return EMBEDDED_NAME, str(embedded_model())
+    return _served_name(settings.path), settings.path
 
 
 def _load_config(name: str, source: str, revision: str | None) -> PretrainedConfig:

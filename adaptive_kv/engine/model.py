@@ -81,7 +81,7 @@ def prepare(module: PreTrainedModel, max_context: int | None = None) -> Model:
         groups=_find_groups(module),
         widths=_find_widths(module),
         max_context=min(limit for limit in limits if limit is not None),
-        weights_bytes=_weights_bytes(module),
+        weights_bytes=weights_bytes(module),
         device=module.device,
     )
 
@@ -123,11 +123,12 @@ def _find_widths(module: PreTrainedModel) -> ModelWidths:
     config = module.config
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     head_dim = max(head_dim, getattr(config, "qk_head_dim", 0) or 0)
-    experts = getattr(config, "num_experts_per_tok", None) or 1
-    expert = getattr(config, "moe_intermediate_size", None) or 0
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    expert = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
     return ModelWidths(
         hidden=config.hidden_size,
-        mlp=max(config.intermediate_size, experts * max(expert, 0)),
+        # Every expert gets its own copy of its tokens, and holds more at a time than a plain MLP.
+        mlp=max(config.intermediate_size, experts * (3 * expert + config.hidden_size)),
         query=config.num_attention_heads * head_dim,
         vocab=config.vocab_size,
         itemsize=module.dtype.itemsize,
@@ -151,6 +152,7 @@ def _context_limit(config: PretrainedConfig) -> int:
     return limit
 
 
-def _weights_bytes(module: nn.Module) -> int:
-    tensors = {t.data_ptr(): t for t in (*module.parameters(), *module.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+def weights_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    tensors = (*module.parameters(), *module.buffers())  # shared ones come once
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
