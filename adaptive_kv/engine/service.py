@@ -24,7 +24,7 @@ from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.engine.worker import Worker
 from adaptive_kv.errors import ModelError
 from adaptive_kv.events import Event, EventLog
-from adaptive_kv.loader import load_policy
+from adaptive_kv.loader import load_policy, start_policy
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.sensors.choose import make_sensors
 from adaptive_kv.sensors.poller import SensorPoller
@@ -42,16 +42,18 @@ class Engine:
     mailbox: Mailbox
     ladder: tuple[CacheMode, ...]
     budget: Budget
+    controller: Controller
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
 
     def stop(self) -> None:
-        """End the worker after its present step, and the sensors."""
+        """End the worker after its present step, the sensors, and a policy's process."""
         self.worker.stop()
         if self.thread.is_alive():
             self.thread.join(_STOP_S)
         self.sensor.close()
+        self.controller.close()
 
 
 def start_engine(settings: Settings, events: EventLog) -> Engine:
@@ -131,6 +133,7 @@ def build_engine(
         mailbox=mailbox,
         ladder=controller.ladder,
         budget=budget,
+        controller=controller,
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),
         sensor=sensor,
@@ -140,7 +143,9 @@ def build_engine(
 def _controller(
     settings: Settings, loaded: LoadedModel, emit: Callable[[Event], None]
 ) -> Controller:
-    policy, name = load_policy(settings.policy.name, settings.policy.options)
+    policy, name = start_policy(
+        settings.policy.name, settings.policy.options, deadline_s=settings.policy.deadline_s
+    )
     fallback, _ = load_policy("ladder", {})
     return Controller(
         policy,
