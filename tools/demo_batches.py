@@ -79,6 +79,7 @@ class Sampler:
                 [self._special[BOS], *encode(tokenizer, document), self._special[END]]
             )
         self._chats = [self._chat(exchange) for exchange in corpus.exchanges]
+        self._well_known = [self._chat(e) for e in corpus.exchanges if e.is_well_known]
         self.recall = RecallMaker(tokenizer, self._text)
 
     @property
@@ -137,7 +138,7 @@ class Sampler:
         row = Row()
         special = self._special
         while len(row.ids) < size:
-            question, answer = rng.choice(self._chats)
+            question, answer = rng.choice(rng.choice((self._chats, self._well_known)))
             row.add([special[BOS]], 0.0)
             if rng.random() < 0.3:
                 prompt = encode(self._tokenizer, rng.choice(_SYSTEM_PROMPTS))

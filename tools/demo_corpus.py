@@ -46,12 +46,25 @@ _SMALL_TALK = (
 )
 
 
+_WELL_KNOWN = re.compile(
+    r"(What does|Explain|What is)( the module)? "
+    r"(itertools|functools|textwrap|json|math|random|copy|heapq|bisect|string|time|glob|shutil|"
+    r"collections|pathlib|re|len|print|sorted|zip|map|range|open|sum|enumerate|any|all|abs|"
+    r"str|list|dict|set|tuple|int|float)\b"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One question and its answer."""
 
     question: str
     answer: str
+
+    @property
+    def is_well_known(self) -> bool:
+        """Whether a visitor may well ask this: small talk, or a module that many people use."""
+        return (self.question, self.answer) in _SMALL_TALK or bool(_WELL_KNOWN.match(self.question))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +84,7 @@ def load_corpus() -> Corpus:
     return Corpus(
         tuple(text for module, text in files if module not in HELD_OUT_MODULES)
         + tuple(text for _, text in sorted(topics.items())),
-        tuple(exchanges.values()) + small_talk * 4,
+        tuple(exchanges.values()) + small_talk * 6,
         tuple(text for module, text in files if module in HELD_OUT_MODULES),
     )
 

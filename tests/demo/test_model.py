@@ -141,6 +141,11 @@ def test_an_answer_says_something_and_ends_by_itself(
     assert len(str(tokenizer.decode(ids, skip_special_tokens=True)).split()) >= 3
 
 
+def test_the_model_describes_a_well_known_function(model: Model, tokenizer: Tokenizer) -> None:
+    ids = answer(model, tokenizer, "What does itertools.chain do?", max_tokens=60)
+    assert str(tokenizer.decode(ids)).startswith("Return a chain object")
+
+
 def test_codes_half_a_thousand_tokens_back_are_recalled(
     model: Model, tokenizer: Tokenizer, figures: dict[str, Any]
 ) -> None:
