@@ -11,10 +11,14 @@ from adaptive_kv.cache.disabled import MLP_CHUNK_TOKENS
 from adaptive_kv.cache.formats import make_formats
 from adaptive_kv.cache.geometry import Keep, LayerGroup
 from adaptive_kv.cache.plan import Reach, make_plan
+from adaptive_kv.cache.window import DISTANCES
 from adaptive_kv.policy import CacheMode
 
 SCORE_BYTES = 2 * 2**20
 """Attention scores are computed for as many queries at a time as fit into this."""
+
+_SMALL_BYTES = 2**15
+"""Positions, places and what else does not grow with the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +27,7 @@ class ModelWidths:
 
     hidden: int
     mlp: int
-    """Intermediate size of the MLP; for mixtures of experts, of all that a token may pass."""
+    """Intermediate size of the MLP; for mixtures of experts, what a token needs in all of its."""
     query: int
     """Query heads times head size, of the widest layer."""
     vocab: int
@@ -52,17 +56,23 @@ def workspace_bytes(
     """A bound of what a step needs besides pages.
 
     `num_new` tokens go through the model, `num_logits` of them through its head; `longest` is the
-    longest context among them, in tokens.
+    longest context among them in tokens, new ones included.
     """
+    itemsize, float32 = widths.itemsize, 4
     row_elements = max(group.row_elements for group in groups)
-    hidden = num_new * widths.hidden * 6
-    attention = num_new * (widths.query * 3 + row_elements * 3)
-    mlp = min(num_new, MLP_CHUNK_TOKENS) * widths.mlp * 4
-    gathered = (longest + num_new) * row_elements * 2
-    activations = (hidden + attention + mlp + gathered) * widths.itemsize
-    scores = min(3 * SCORE_BYTES, 3 * 4 * num_new * (longest + num_new) * _heads(widths, groups))
-    logits = num_logits * widths.vocab * 4 * 4
-    return activations + scores + logits
+    # Norms and rotary embeddings work in float32, whatever the model's type.
+    hidden = num_new * widths.hidden * (3 * itemsize + 3 * float32)
+    attention = num_new * (widths.query + row_elements) * (3 * itemsize + 2 * float32)
+    mlp = min(num_new, MLP_CHUNK_TOKENS) * widths.mlp * 4 * itemsize
+    # What is gathered from pages is joined with the new rows; packed pages pass through float32.
+    gathered = longest * row_elements * (2 * itemsize + float32)
+    pairs = num_new * longest
+    visible = pairs * len(groups) + 2 * 8 * min(pairs, DISTANCES)
+    scores = min(3 * SCORE_BYTES, 3 * float32 * pairs * _heads(widths, groups))
+    logits = num_logits * widths.vocab * 4 * float32
+    # A layer's attention has ended when its MLP begins.
+    layer = max(attention + gathered + scores, mlp)
+    return hidden + layer + visible + logits + _SMALL_BYTES
 
 
 def _heads(widths: ModelWidths, groups: tuple[LayerGroup, ...]) -> int:

@@ -7,10 +7,14 @@ that of a model masked the same way, and nothing is rotated again.
 The model's own sliding windows drop blocks by the same rule, sinks included, in every mode.
 """
 
+import torch
 from torch import Tensor
 
 from adaptive_kv.cache.geometry import BLOCK_TOKENS, Keep
 from adaptive_kv.cache.span import Span, drop
+
+DISTANCES = 2**17
+"""So many distances (8 bytes each) are computed at a time; what is kept of each is one byte."""
 
 
 def without_old(spans: list[Span], num_tokens: int, keep: Keep, window: int) -> list[Span]:
@@ -32,6 +36,16 @@ def is_visible(
 
     Causal; within `own_window` (the model's) and within `window` (the mode's) or a sink.
     """
+    visible = torch.empty(len(queries), len(keys), dtype=torch.bool, device=keys.device)
+    rows = max(1, DISTANCES // max(1, len(keys)))
+    for some, answer in zip(queries.split(rows), visible.split(rows), strict=True):
+        answer.copy_(_is_visible(some, keys, window, sinks, own_window))
+    return visible
+
+
+def _is_visible(
+    queries: Tensor, keys: Tensor, window: int | None, sinks: int, own_window: int | None
+) -> Tensor:
     distance = queries[:, None] - keys[None, :]
     visible = distance >= 0
     if own_window is not None:

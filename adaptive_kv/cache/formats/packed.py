@@ -33,12 +33,13 @@ class Packed:
 
     def read(self, run: Run, layers: slice) -> tuple[Tensor, Tensor]:
         """As `Format.read`."""
-        codes = [view[layers][:, :, run.index] for view in self._code_views(run.slab)]
+        key_codes, value_codes = self._code_views(run.slab)
         sides = [view[layers][:, :, _side_index(run)] for view in self._side_views(run)]
-        keys = self._unrotate(_dequantize(self._unpack(codes[0]), sides[0], sides[1]))
-        values = _dequantize(self._unpack(codes[1]), sides[2], sides[3])
         dtype = self._group.dtype
-        return keys.flatten(2, 3).to(dtype), values.flatten(2, 3).to(dtype)
+        keys = _dequantize(self._unpack(key_codes[layers][:, :, run.index]), *sides[:2])
+        keys = self._unrotate(keys).flatten(2, 3).to(dtype)
+        values = _dequantize(self._unpack(value_codes[layers][:, :, run.index]), *sides[2:])
+        return keys, values.flatten(2, 3).to(dtype)
 
     def write(self, run: Run, keys: Tensor, values: Tensor) -> None:
         """As `Format.write`."""
@@ -95,7 +96,7 @@ def _side_index(run: Run) -> Tensor:
 
 
 def _dequantize(codes: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    return codes.float() * scale.float() + minimum.float()
+    return codes.float().mul_(scale).add_(minimum)  # in float32, whatever the scales are kept in
 
 
 def _quantize(rows: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
