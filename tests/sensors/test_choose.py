@@ -6,7 +6,7 @@ import pytest
 
 from adaptive_kv.config import MemorySettings
 from adaptive_kv.errors import SensorError
-from adaptive_kv.sensors.choose import make_sensors
+from adaptive_kv.sensors.choose import make_sensors, make_sources
 
 
 def names(device: str = "cpu", **memory: object) -> list[str]:
@@ -22,6 +22,7 @@ def test_a_named_source_stands_alone(tmp_path: Path) -> None:
     assert names(source="meminfo", budget=2**30) == ["meminfo"]
     assert names(source="budget", budget=2**30) == ["budget"]
     assert names(source="nvml") == ["nvml"]
+    assert names(source="cgroup", budget=2**30) == ["cgroup"]
     assert names("cuda:1", source="cuda") == ["cuda"]
     assert names(source=f"file:{tmp_path}/m.json") == [f"file:{tmp_path}/m.json"]
 
@@ -42,12 +43,21 @@ def test_the_file_is_given_the_age_limit_of_the_configuration(tmp_path: Path) ->
     assert sensor.read().time_s <= time.monotonic()
 
 
-def test_a_source_that_cannot_be_read_yet_is_refused_by_name() -> None:
-    with pytest.raises(SensorError, match="cgroup"):
-        names(source="cgroup")
+def test_auto_on_cuda_without_a_device_says_that_it_is_not_there() -> None:
+    with pytest.raises(SensorError, match="no CUDA device 99"):
+        names("cuda:99")
+
+
+def test_stalls_are_told_everywhere_and_heat_where_the_driver_is_asked() -> None:
+    def telemetry(source: str) -> list[str]:
+        sources = make_sources(MemorySettings(source=source), "cpu", lambda: 0)
+        return [each.name for each in sources.telemetry]
+
+    assert telemetry("auto") == ["pressure"]
+    assert telemetry("nvml") == ["nvml", "pressure"]
 
 
 @pytest.mark.gpu
-def test_a_gpu_is_told_by_its_driver_then_its_runtime_then_the_kernel() -> None:
-    assert names("cuda") in (["nvml", "cuda", "meminfo"], ["meminfo"])
+def test_a_gpu_is_told_by_its_driver_then_its_runtime_and_a_shared_memory_by_the_kernel() -> None:
+    assert names("cuda") in (["nvml", "cuda"], ["meminfo"])
     assert set(names("cuda", budget=2**30)) == {"budget"}
