@@ -114,7 +114,7 @@ class Worker:
         started_s = self._clock()
         reading = self._read(started_s)
         orders = self._controller.decide(reading)
-        self._switch(orders)
+        self._switch(orders, reading)
         self._admit(orders)
         if batch := self._schedule():
             self._forward_sample_emit(batch, started_s)
@@ -146,9 +146,9 @@ class Worker:
     def _read(self, now_s: float) -> Reading:
         return self._gauge.read(now_s, self._num_steps, self._controller)
 
-    def _switch(self, orders: Orders) -> None:
+    def _switch(self, orders: Orders, reading: Reading) -> None:
         """Set modes, and convert a step's share of pages."""
-        self._order(orders)
+        self._order(orders, reading)
         try:
             self._switcher.advance(self._scheduler.running, is_urgent=False)
             return
@@ -156,8 +156,9 @@ class Worker:
             _check_shortage(error)
         self._make_room(OutOfMemory(1, is_of_pages=True))  # a way up ends one rung lower
 
-    def _order(self, orders: Orders) -> None:
-        self._store.budget.allowance_bytes = orders.allowance_bytes
+    def _order(self, orders: Orders, reading: Reading) -> None:
+        missing_bytes = min(0, reading.memory.headroom_bytes)
+        self._store.budget.allowance_bytes = orders.allowance_bytes or missing_bytes
         modes = {s: orders.modes.get(s.id, s.mode) for s in self._scheduler.running}
         self._switcher.order(orders.mode, modes, orders.reason_text)
 
@@ -291,10 +292,11 @@ class Worker:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
         before_bytes, freed_bytes = self._taken_bytes(shortage), 0
         while freed_bytes < shortage.needed_bytes:
-            orders = self._controller.step_down(self._read(self._clock()))
+            reading = self._read(self._clock())
+            orders = self._controller.step_down(reading)
             if orders is None:
                 break
-            self._order(orders)
+            self._order(orders, reading)
             self._convert_everything()
             freed_bytes = before_bytes - self._taken_bytes(shortage)
         self._emit(

@@ -7,6 +7,7 @@ from typing import Any
 
 from engines import (
     KIB,
+    LADDER,
     MIB,
     Faults,
     Memory,
@@ -15,21 +16,27 @@ from engines import (
     faulty_attention,
     make_stand,
     wanted,
-    weights_bytes,
 )
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from models import prompt
 
 from adaptive_kv.engine.mailbox import Finished
 
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
-_MAX_TOKENS = 12
+_MAX_TOKENS = 24
 _FLOOR_BYTES = 128 * KIB
-_LADDER = ("full", "int8", "int4", "window:64+int4", "disabled")
-_MODES = (*_LADDER, "window:64", "window:64+int8")
-_ALLOWS = (None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
+_MODES = (*LADDER, "window:64", "window:64+int8")
+_LENGTHS = (1, 2, 15, 16, 17, 40, 64, 81, 120, 160, 200)
+_ALLOWS = (None, None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
+_STEPS = st.integers(1, 5)
+_REQUESTS: dict[str, st.SearchStrategy[Any]] = {
+    "num_prompt": st.sampled_from(_LENGTHS),
+    "num_tokens": st.integers(1, _MAX_TOKENS),
+    "allow": st.sampled_from(_ALLOWS),
+    "priority": st.integers(-1, 1),
+}
 
 
 class AnythingHappens(RuleBasedStateMachine):
@@ -45,7 +52,7 @@ class AnythingHappens(RuleBasedStateMachine):
         self.stand = make_stand(
             faults=self.faults,
             memory={"source": f"file:{self.memory.path}", "floor": _FLOOR_BYTES},
-            cache={"ladder": _LADDER},
+            cache={"ladder": LADDER},
             policy={"name": "ladder", "options": {"hold_s": 0}},
             server={"max_tokens_per_step": 80, "max_running": 4, "max_wait_s": 1e5},
         )
@@ -60,13 +67,13 @@ class AnythingHappens(RuleBasedStateMachine):
     def alive(self) -> list[str]:
         return sorted(self.stand.unfinished - self.cancelled)
 
+    @initialize()
+    def begin(self) -> None:
+        for num_prompt in (160, 40, 120):
+            self.stand.post(prompt(num_prompt, seed=num_prompt), _MAX_TOKENS)
+
     @precondition(lambda self: len(self.alive) < 7)
-    @rule(
-        num_prompt=st.sampled_from([1, 2, 15, 16, 17, 40, 64, 81, 120, 200]),
-        num_tokens=st.integers(1, _MAX_TOKENS),
-        allow=st.sampled_from(_ALLOWS),
-        priority=st.integers(-1, 1),
-    )
+    @rule(**_REQUESTS)
     def admit(
         self, num_prompt: int, num_tokens: int, allow: tuple[str, ...] | None, priority: int
     ) -> None:
@@ -80,33 +87,38 @@ class AnythingHappens(RuleBasedStateMachine):
         self.stand.cancel(id_)
         self.cancelled.add(id_)
 
-    @rule(mode=st.sampled_from(_MODES))
-    def pin(self, mode: str) -> None:
+    @rule(mode=st.sampled_from(_MODES), num_steps=_STEPS)
+    def pin(self, mode: str, num_steps: int) -> None:
         self.stand.pin(mode)
+        self.steps(num_steps)
 
-    @rule()
-    def unpin(self) -> None:
+    @rule(num_steps=_STEPS)
+    def unpin(self, num_steps: int) -> None:
         self.stand.unpin()
+        self.steps(num_steps)
 
-    @rule(num_steps=st.integers(1, 6))
-    def step(self, num_steps: int) -> None:
+    @rule(taken_kib=st.integers(0, 4096), num_steps=_STEPS)
+    def neighbour_takes(self, taken_kib: int, num_steps: int) -> None:
+        left_bytes = self.memory.total_bytes - self.stand.store.held_bytes
+        self.memory.neighbour_bytes = min(taken_kib * KIB, left_bytes)
+        self.steps(num_steps)
+
+    @rule(left_kib=st.integers(0, 3000), num_steps=_STEPS)
+    def budget_shrinks(self, left_kib: int, num_steps: int) -> None:
+        budget = self.stand.store.budget
+        budget.limit_bytes = budget.used_bytes + left_kib * KIB
+        self.steps(num_steps)
+
+    @rule(k=st.integers(1, 40), num=st.sampled_from([1, 1, 1, 2, 5]), num_steps=_STEPS)
+    def allocation_fails(self, k: int, num: int, num_steps: int) -> None:
+        first = self.faults.num_calls + k
+        self.faults.failing = lambda n: first <= n < first + num
+        self.steps(num_steps)
+
+    def steps(self, num_steps: int) -> None:
         for _ in range(num_steps):
             self.stand.step()
             check(self.stand)
-
-    @rule(taken_kib=st.integers(0, 4096))
-    def neighbour_takes(self, taken_kib: int) -> None:
-        self.memory.neighbour_bytes = taken_kib * KIB
-
-    @rule(spare_kib=st.integers(0, 3000))
-    def budget_shrinks(self, spare_kib: int) -> None:
-        budget = self.stand.store.budget
-        budget.limit_bytes = max(weights_bytes() + spare_kib * KIB, budget.used_bytes)
-
-    @rule(k=st.integers(1, 40), num=st.sampled_from([1, 1, 1, 2, 5]))
-    def allocation_fails(self, k: int, num: int) -> None:
-        first = self.faults.num_calls + k
-        self.faults.failing = lambda n: first <= n < first + num
 
     @invariant()
     def pages_and_answers_are_right(self) -> None:
@@ -147,8 +159,8 @@ class AnythingHappens(RuleBasedStateMachine):
 
 TestAnythingHappens: Any = AnythingHappens.TestCase
 TestAnythingHappens.settings = settings(
-    max_examples=40,
-    stateful_step_count=25,
+    max_examples=30,
+    stateful_step_count=20,
     deadline=None,
     derandomize=_IN_CI,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
