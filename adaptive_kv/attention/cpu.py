@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -41,6 +42,7 @@ _FULL_TOKENS = BLOCK_TOKENS // 8  # in float32, the only type served here
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """float16 by its bits: Numba has no half precision on CPU."""
 
+_LINE_BYTES = 64
 _NO_LOGITS = np.empty(0, np.float32)
 
 Floats = npt.NDArray[np.float32]
@@ -129,6 +131,29 @@ def _pointer(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba'
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+@intrinsic
+def _fetch_line(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - Numba's signature
+    """Ask for the cache line at an address, without waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ARG001
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, to_keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
+        builder.call(prefetch, (pointer, to_read, to_keep, data))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+@_compiled()
+def _fetch(at: int, num_bytes: int) -> None:
+    """Ask for bytes that will be read soon: no hardware foresees where the next page lies."""
+    for line in range(at, at + num_bytes, _LINE_BYTES):
+        _fetch_line(line)
 
 
 @_compiled(fastmath=True)
@@ -374,7 +399,10 @@ def _decode(
         for p in range(first[r], first[r + 1]):
             address, side, bits, start = pages[p]
             size = _FULL_TOKENS if bits == 32 else _INT8_TOKENS if bits == 8 else BLOCK_TOKENS
-            at = address + place * num_heads * (kd + vd) * size * bits // 8
+            layer_bytes = num_heads * (kd + vd) * size * bits // 8
+            at = address + place * layer_bytes
+            if p + 1 < first[r + 1]:
+                _fetch(pages[p + 1, 0] + place * layer_bytes, layer_bytes)
             sizes, view = (num_heads, group, size, kd, vd), (start, own_from, from_, sinks)
             if start <= position < start + size:
                 _keep(at, position - start, sizes, keys[token], values[token])
