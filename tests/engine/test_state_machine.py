@@ -31,12 +31,6 @@ _MODES = (*LADDER, "window:64", "window:64+int8")
 _LENGTHS = (1, 2, 15, 16, 17, 40, 64, 81, 120, 160, 200)
 _ALLOWS = (None, None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
 _STEPS = st.integers(1, 5)
-_REQUESTS: dict[str, st.SearchStrategy[Any]] = {
-    "num_prompt": st.sampled_from(_LENGTHS),
-    "num_tokens": st.integers(1, _MAX_TOKENS),
-    "allow": st.sampled_from(_ALLOWS),
-    "priority": st.integers(-1, 1),
-}
 
 
 class AnythingHappens(RuleBasedStateMachine):
@@ -73,7 +67,12 @@ class AnythingHappens(RuleBasedStateMachine):
             self.stand.post(prompt(num_prompt, seed=num_prompt), _MAX_TOKENS)
 
     @precondition(lambda self: len(self.alive) < 7)
-    @rule(**_REQUESTS)
+    @rule(
+        num_prompt=st.sampled_from(_LENGTHS),
+        num_tokens=st.integers(1, _MAX_TOKENS),
+        allow=st.sampled_from(_ALLOWS),
+        priority=st.integers(-1, 1),
+    )
     def admit(
         self, num_prompt: int, num_tokens: int, allow: tuple[str, ...] | None, priority: int
     ) -> None:
