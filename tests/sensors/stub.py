@@ -159,11 +159,8 @@ class Driver:
 
     def __exit__(self, *_: object) -> None:
         self.state.is_hanging = 0
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        assert self._process.wait(30) == 0
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._process.communicate()
+        assert self._process.returncode == 0
 
     def _place(self, index: int, uuid: str, bus_id: str, gib: int) -> None:
         place = self.state.places[index]

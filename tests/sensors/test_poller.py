@@ -1,13 +1,21 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from adaptive_kv.errors import SensorError
 from adaptive_kv.events import Event, EventLog, SensorFault, SensorRecovered
-from adaptive_kv.sensors.base import MemorySample, checked_sample
+from adaptive_kv.policy import Device
+from adaptive_kv.sensors.base import (
+    MAX_DEVICE_AGE_S,
+    DeviceSample,
+    MemorySample,
+    checked_sample,
+)
+from adaptive_kv.sensors.budget import BudgetSensor
 from adaptive_kv.sensors.file import FileSensor
 from adaptive_kv.sensors.meminfo import MeminfoSensor
 from adaptive_kv.sensors.poller import MAX_FAILURES, SensorPoller
@@ -53,6 +61,27 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline_s, "did not come to pass"
         time.sleep(0.001)
+
+
+class Thermometer:
+    """Telemetry that counts how often it is asked, and fails when it is told to."""
+
+    name = "thermometer"
+
+    def __init__(self, period_s: float) -> None:
+        self.period_s = period_s
+        self.num_reads = 0
+        self.is_broken = False
+        self.is_closed = False
+
+    def read(self, before: DeviceSample) -> DeviceSample:
+        self.num_reads += 1
+        if self.is_broken:
+            raise ZeroDivisionError("oops")
+        return replace(before, time_s=time.monotonic(), temperature_c=float(self.num_reads))
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def test_the_first_sample_is_there_at_once() -> None:
@@ -177,3 +206,58 @@ def test_a_real_file_that_goes_away_falls_over_to_the_kernel_and_back(tmp_path: 
     kinds = [event.type for event in happened(log)]
     assert kinds[0] == "sensor_fault"
     assert kinds[-1] == "sensor_recovered"
+
+
+def test_each_telemetry_is_asked_at_its_own_pace() -> None:
+    seldom, always = Thermometer(3600), Thermometer(0)
+    polled = SensorPoller(
+        (Switchable("a"),), poll_hz=1, events=EventLog(), telemetry=(seldom, always)
+    )
+    assert polled.device() == DeviceSample()
+    for _ in range(5):
+        polled.poll()
+    assert (seldom.num_reads, always.num_reads) == (1, 5)
+    assert polled.device().temperature_c == 5.0
+    polled.close()
+    assert seldom.is_closed
+    assert always.is_closed
+
+
+def test_a_bug_in_telemetry_is_told_once_and_memory_goes_on() -> None:
+    broken, log = Thermometer(0), EventLog()
+    sensor = Switchable("a", 1)
+    polled = SensorPoller((sensor,), poll_hz=1, events=log, telemetry=(broken,))
+    broken.is_broken = True
+    for free_bytes in (2, 3):
+        sensor.free_bytes = free_bytes
+        polled.poll()
+    assert polled.latest().free_bytes == 3
+    assert happened(log) == [SensorFault(source="thermometer", error="ZeroDivisionError('oops')")]
+    assert broken.num_reads == 1
+
+
+def test_a_policy_is_shown_what_is_known_of_the_device_while_it_is_new() -> None:
+    sample = DeviceSample(
+        time_s=100.0, temperature_c=50.0, utilization=0.5, throttle_reasons=("heat",)
+    )
+    known = Device(temperature_c=50.0, throttled=True, utilization=0.5)
+    assert sample.seen_at(100.0 + MAX_DEVICE_AGE_S) == known
+    assert sample.seen_at(100.1 + MAX_DEVICE_AGE_S) == Device()
+    assert replace(sample, throttle_reasons=()).seen_at(100.0).throttled is False
+    assert replace(sample, throttle_reasons=None).seen_at(100.0).throttled is None
+    assert DeviceSample().seen_at(0.0) == Device()
+
+
+def test_a_fault_and_its_end_name_the_same_source_also_behind_a_budget(tmp_path: Path) -> None:
+    path, log = tmp_path / "memory.json", EventLog()
+    path.write_text('{"total_bytes": 100, "free_bytes": 40}')
+    within = FileSensor(path, max_age_s=3600)
+    polled = SensorPoller((BudgetSensor(100, lambda: 0, within),), poll_hz=1, events=log)
+    path.unlink()
+    polled.poll()
+    path.write_text('{"total_bytes": 100, "free_bytes": 40}')
+    polled.poll()
+    fault, recovery = happened(log)
+    assert isinstance(fault, SensorFault)
+    assert isinstance(recovery, SensorRecovered)
+    assert fault.source == recovery.source == within.name
