@@ -67,7 +67,9 @@ def test_the_format_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("library", ["uvicorn.error", "uvicorn.access", "mqtt", "paho"])
-def test_a_library_looks_like_us(library: str) -> None:
+def test_a_library_looks_like_us(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server that ran in this process has silenced its access log for good.
+    monkeypatch.setattr(logging.getLogger(library), "propagate", True)
     out = io.StringIO()
     configure_logging(LogSettings(), out)
     logging.getLogger(library).warning("listening on %s", "127.0.0.1", extra={"color_message": "x"})
