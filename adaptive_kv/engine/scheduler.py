@@ -95,7 +95,7 @@ class Scheduler:
         """The next step's work: every decode, then prefill and whole prefixes as far as they fit.
 
         Work that is larger than a step's budget runs alone with the decodes; those that had to
-        stand back take turns.
+        stand back take turns. Asked again before `end_turn`, the answer is the same.
         """
         decodes = [s for s in self.running if s.num_pending == 1]
         left = max_tokens - len(decodes)
@@ -110,12 +110,15 @@ class Scheduler:
             left -= granted
         return chunks
 
+    def end_turn(self) -> None:
+        """A step went well: others may come first in the next."""
+        self._turn += 1
+
     def _larger_work(self) -> list[Sequence]:
         """Prefills in order of urgency and whole prefixes in turns, in turn."""
         others = [s for s in self.running if s.num_pending > 1]
         prefills = [s for s in others if not s.mode.is_disabled]
         whole = [s for s in others if s.mode.is_disabled]
-        self._turn += 1
         turn = self._turn // 2 % len(whole) if whole else 0  # each goes first now and then
         whole = [*whole[turn:], *whole[:turn]]
         return [*whole, *prefills] if self._turn % 2 else [*prefills, *whole]

@@ -49,14 +49,20 @@ class Switcher:
         modes: Mapping[Sequence, CacheMode],
         reason: str,
     ) -> None:
-        """Set the mode of the service and of sequences; pages follow in `advance`."""
+        """Set the mode of the service and of sequences; pages follow in `advance`.
+
+        A switch under way that is overtaken by another one is told as far as it came.
+        """
+        changing = {s: wanted for s, wanted in modes.items() if wanted != s.mode}
+        for sequence in changing:
+            if sequence in self._under_way:
+                self._report(sequence)
         if mode != self.mode:
             self._report_service()
             self._of_service = _Switch(self.mode, reason, self._clock())
             self.mode = mode
-        for sequence, wanted in modes.items():
-            if wanted != sequence.mode:
-                self._start(sequence, wanted, reason)
+        for sequence, wanted in changing.items():
+            self._start(sequence, wanted, reason)
 
     def advance(self, sequences: Iterable[Sequence], *, is_urgent: bool) -> int:
         """Convert pages, at most a step's share unless urgent; returns bytes freed.
@@ -85,9 +91,7 @@ class Switcher:
         self._under_way.pop(sequence, None)
 
     def _start(self, sequence: Sequence, mode: CacheMode, reason: str) -> None:
-        under_way = self._under_way.pop(sequence, None)
-        if under_way is None:
-            under_way = _Switch(sequence.mode, reason, self._clock())
+        under_way = _Switch(sequence.mode, reason, self._clock())
         used_bytes = sequence.cache.used_bytes
         sequence.cache.mode = mode
         sequence.num_switches += 1

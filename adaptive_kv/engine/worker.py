@@ -272,6 +272,7 @@ class Worker:
 
     def _commit(self, batch: Batch) -> None:
         self._is_short = False
+        self._scheduler.end_turn()
         for chunk, row, is_exact in zip(batch.chunks, batch.rows, batch.are_exact, strict=True):
             chunk.sequence.is_exact &= is_exact
             if row.is_stored:

@@ -1,0 +1,140 @@
+"""The switcher: pages follow orders, and every switch is told once, with what it took."""
+
+from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand
+from models import prompt
+
+from adaptive_kv.events import Event, ModeChanged, SequenceSwitched, Switched
+
+
+def _decoding(
+    num: int = 3, num_prompt: int = 150, num_tokens: int = 30, few: int = 64 * MIB
+) -> Stand:
+    """Sequences that all decode."""
+    stand = make_stand(server={"max_tokens_per_step": 512}, cache={"switch_bytes_per_step": few})
+    for seed in range(num):
+        stand.post(prompt(num_prompt, seed=seed), num_tokens)
+    stand.step(2)
+    assert len(stand.status.sequences) == num
+    return stand
+
+
+def _switches(stand: Stand) -> list[Switched]:
+    return stand.of_type(Switched)
+
+
+def _kinds(events: list[Event]) -> list[type[Event]]:
+    return [type(event) for event in events]
+
+
+def test_a_switch_of_three_sequences_is_four_events_whose_bytes_add_up() -> None:
+    stand = _decoding()
+    used_bytes = stand.store.used_bytes
+    stand.pin("int4")
+    stand.step()
+    *each, whole = _switches(stand)
+    assert _kinds([*each, whole]) == [SequenceSwitched] * 3 + [ModeChanged]
+    assert isinstance(whole, ModeChanged)
+    assert whole.sequences == 3
+    assert whole.freed_bytes == sum(one.freed_bytes for one in each) > used_bytes // 3
+    assert {(one.from_mode, one.to_mode) for one in (*each, whole)} == {("full", "int4")}
+    assert all(one.duration_s >= 0 and one.reason for one in (*each, whole))
+    assert {one.sequence for one in each if isinstance(one, SequenceSwitched)} == set(
+        stand.requests
+    )
+
+
+def test_a_large_switch_takes_several_steps_and_is_told_when_it_is_done() -> None:
+    stand = _decoding(few=64 * KIB)
+    stand.pin("int4")
+    stand.step(2)
+    assert stand.status.mode == "int4"
+    assert not stand.of_type(ModeChanged)
+    for _ in range(20):
+        stand.step()
+        check(stand)
+    (whole,) = stand.of_type(ModeChanged)
+    assert whole.sequences == len(stand.of_type(SequenceSwitched)) == 3
+    assert whole.freed_bytes == sum(e.freed_bytes for e in stand.of_type(SequenceSwitched)) > 0
+
+
+def test_a_way_back_up_frees_a_negative_number_of_bytes() -> None:
+    stand = _decoding()
+    stand.pin("int4")
+    stand.step()
+    stand.pin("full")
+    stand.step()
+    down, up = stand.of_type(ModeChanged)
+    assert (up.from_mode, up.to_mode) == ("int4", "full")
+    assert down.freed_bytes > 0 > up.freed_bytes
+
+
+def test_a_mode_that_changes_again_halfway_is_told_as_two_changes() -> None:
+    stand = _decoding(few=32 * KIB)
+    stand.pin("int4")
+    stand.step()
+    stand.pin("full")
+    stand.step(40)
+    assert [(e.from_mode, e.to_mode) for e in stand.of_type(ModeChanged)] == [
+        ("full", "int4"),
+        ("int4", "full"),
+    ]
+    for id_ in stand.requests:
+        told = [e for e in stand.of_type(SequenceSwitched) if e.sequence == id_]
+        assert [(e.from_mode, e.to_mode) for e in told] == [("full", "int4"), ("int4", "full")]
+        assert stand.finished(id_).usage.switches == 2
+    for whole in stand.of_type(ModeChanged):
+        told = [e for e in stand.of_type(SequenceSwitched) if e.to_mode == whole.to_mode]
+        assert whole.sequences == len(told) == 3
+        assert whole.freed_bytes == sum(e.freed_bytes for e in told)
+
+
+def test_who_ends_in_the_middle_of_a_switch_holds_up_nobody() -> None:
+    stand = _decoding(few=32 * KIB)
+    first, *others = stand.requests
+    stand.pin("int4")
+    stand.step()
+    stand.cancel(first)
+    stand.step(40)
+    (whole,) = stand.of_type(ModeChanged)
+    assert whole.sequences == 2
+    assert {e.sequence for e in stand.of_type(SequenceSwitched)} == set(others)
+
+
+def test_a_change_that_concerns_nobody_is_told_with_no_sequences() -> None:
+    stand = make_stand()
+    stand.pin("int8")
+    stand.step()
+    (whole,) = stand.of_type(ModeChanged)
+    assert (whole.sequences, whole.freed_bytes) == (0, 0)
+
+
+def test_who_may_not_follow_does_not_count() -> None:
+    stand = _decoding()
+    full = stand.post(prompt(40), 20, allow=["full"])
+    stand.step(2)
+    stand.pin("disabled")
+    stand.step()
+    (whole,) = stand.of_type(ModeChanged)
+    assert whole.sequences == 3
+    stand.run()
+    assert is_as_wanted(stand, full)
+
+
+def test_to_disabled_all_slabs_are_given_back_at_once() -> None:
+    stand = _decoding()
+    used_bytes = stand.store.used_bytes
+    stand.pin("disabled")
+    stand.step()
+    (whole,) = stand.of_type(ModeChanged)
+    assert whole.freed_bytes == used_bytes
+    assert stand.store.held_bytes == 0
+
+
+def test_slabs_are_given_back_after_a_switch() -> None:
+    stand = _decoding(num=6)
+    held_bytes = stand.store.held_bytes
+    stand.pin("int4")
+    stand.step(3)
+    store = stand.store
+    assert store.held_bytes < held_bytes * 0.65
+    assert store.held_bytes - store.used_bytes < 4 * store.slab_bytes
