@@ -42,6 +42,9 @@ _FULL_TOKENS = BLOCK_TOKENS // 8  # in float32, the only type served here
 _HALF = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 """float16 by its bits: Numba has no half precision on CPU."""
 
+_HIDDEN = np.float32(-1e30)
+"""The score of what is not seen. Not -inf: fast arithmetic may assume that there is none."""
+
 _LINE_BYTES = 64
 _NO_LOGITS = np.empty(0, np.float32)
 
@@ -259,7 +262,7 @@ def _hide(scores: Floats, start: int, num: int, own_from: int, from_: int, sinks
         position = start + t
         if position < own_from or sinks <= position < from_:
             for g in range(scores.shape[0]):
-                scores[g, t] = -np.inf
+                scores[g, t] = _HIDDEN
 
 
 @_compiled(fastmath=True)
@@ -387,7 +390,7 @@ def _decode(
         token, position = tokens[r], positions[r]
         plain, turned = queries[token] * scaling, rotated[token] * scaling
         work = (plain, turned, folded, parts, scores, top, total, acc)
-        scores[:, :1], top[:], total[:], acc[:] = 0, -np.inf, 0, 0
+        scores[:, :1], top[:], total[:], acc[:] = 0, _HIDDEN, 0, 0
         for h in range(num_heads):  # the new token itself is always seen
             own = keys[token, h : h + 1]
             _score(scores, plain, (h * group, (h + 1) * group), own, 1, 0)
