@@ -8,6 +8,7 @@ forward writes into them, `commit` makes them count; `roll_back` undoes a reserv
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from adaptive_kv.cache.plan import Reach, make_plan
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.store import GroupPages, PageStore
 from adaptive_kv.policy import CacheMode
+
+_NO_LINES = np.empty((0, 4), np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class SequenceCache:
         self._page_tables: dict[int, npt.NDArray[np.int64]] = {}
         self._epoch = -1
         self._is_exact: bool | None = None
+        self._used_bytes: int | None = None
 
     @property
     def mode(self) -> CacheMode:
@@ -82,11 +86,13 @@ class SequenceCache:
     @property
     def used_bytes(self) -> int:
         """Bytes of this sequence's pages, scales included."""
-        return sum(
-            pages.page_bytes(page.format)
-            for pages, table in zip(self.store.groups, self._tables, strict=True)
-            for page in table
-        )
+        if self._used_bytes is None:
+            self._used_bytes = sum(
+                pages.page_bytes(format_name) * num_pages
+                for pages, table in zip(self.store.groups, self._tables, strict=True)
+                for format_name, num_pages in Counter(page.format for page in table).items()
+            )
+        return self._used_bytes
 
     @property
     def gap_stops(self) -> tuple[int, ...]:
@@ -123,7 +129,7 @@ class SequenceCache:
                 pages.give([page])
             raise
         if taken:
-            self._changed()
+            self._grown()
 
     def commit(self, num_new: int, *, is_exact: bool) -> None:
         """Count `num_new` written tokens in; `is_exact` tells whether they saw an exact past."""
@@ -189,11 +195,10 @@ class SequenceCache:
         of its first token. Void after the next change of pages.
         """
         self._forget_moved()
-        table = self._page_tables.get(group)
-        if table is None:
-            pages = self.store.groups[group]
-            lines = [pages.line(page) for page in self._tables[group]]
-            table = self._page_tables[group] = np.array(lines, np.int64).reshape(-1, 4)
+        table = self._page_tables.get(group, _NO_LINES)
+        pages = self.store.groups[group]
+        if lines := [pages.line(page) for page in self._tables[group][len(table) :]]:
+            table = self._page_tables[group] = np.concatenate([table, np.array(lines, np.int64)])
         return table
 
     def num_kept(self, group: int) -> int:
@@ -254,9 +259,14 @@ class SequenceCache:
         return own is not None and all(p.stop <= self.num_stored - own + 1 for p in dropped)
 
     def _changed(self) -> None:
-        self._pasts.clear()
         self._page_tables.clear()
+        self._grown()
+
+    def _grown(self) -> None:
+        """Pages came at the end: page tables go on where they stopped."""
+        self._pasts.clear()
         self._is_exact = None
+        self._used_bytes = None
 
 
 def make_run(pages: GroupPages, run: list[Page]) -> Run:

@@ -16,13 +16,16 @@ class Meter:
         self._token_s: deque[float] = deque(maxlen=_NUM_SAMPLES)
         self._by_mode: dict[CacheMode, deque[float]] = {}
         self._finished: deque[tuple[float, int]] = deque()
+        self._num_finished = 0
 
     def add_step(self, now_s: float, duration_s: float, decoded: dict[CacheMode, int]) -> None:
         """A step took `duration_s` and gave each of `decoded` (mode: sequences) one token."""
         if not decoded:
             return
         self._token_s.append(duration_s)
-        self._finished.append((now_s, sum(decoded.values())))
+        num_tokens = sum(decoded.values())
+        self._finished.append((now_s, num_tokens))
+        self._num_finished += num_tokens
         if len(decoded) == 1:  # a mixed step says nothing about one mode
             mode = next(iter(decoded))
             self._by_mode.setdefault(mode, deque(maxlen=_NUM_SAMPLES // 4)).append(duration_s)
@@ -45,8 +48,8 @@ class Meter:
     def tokens_per_s(self, now_s: float) -> float:
         """Tokens of all sequences over the last seconds."""
         while self._finished and self._finished[0][0] < now_s - _RATE_WINDOW_S:
-            self._finished.popleft()
+            self._num_finished -= self._finished.popleft()[1]
         if not self._finished:
             return 0.0
         span_s = max(now_s - self._finished[0][0], 0.1)
-        return sum(count for _, count in self._finished) / span_s
+        return self._num_finished / span_s
