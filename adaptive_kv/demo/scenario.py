@@ -14,6 +14,8 @@ from adaptive_kv.demo.timeline import Phase, Sample, Timeline
 
 _POLL_S = 0.2
 _LEAST_LEFT_BYTES = 24 * MIB
+_DEEP_BYTES = HEADROOM_BYTES // 7
+"""Only from here on down is a window needed; another process may have caused one before."""
 _HURRY = 0.4
 """How long everything takes where time is up, against what it should."""
 
@@ -84,7 +86,7 @@ class Scenario:
 
     def _squeeze(self) -> None:
         self._begin("squeeze")
-        while self._mode() != LADDER[-1] and self._leave_bytes > _LEAST_LEFT_BYTES:
+        while not self._is_deep and self._leave_bytes > _LEAST_LEFT_BYTES:
             before = self._mode()
             self._leave(int(self._leave_bytes * self._pace.shrink))
             self._spend(self._pace.step_s)
@@ -93,6 +95,8 @@ class Scenario:
 
     def _hold(self) -> None:
         self._begin("hold")
+        # What a window has dropped costs nothing any more: without this, `int4` would soon fit.
+        self._leave(int(self._leave_bytes * self._pace.shrink))
         self._spend(self._pace.hold_s)
 
     def _release(self) -> None:
@@ -119,6 +123,11 @@ class Scenario:
 
     def _mode(self) -> str:
         return self._timeline.samples[-1].mode
+
+    @property
+    def _is_deep(self) -> bool:
+        """Whether the last rung was reached, and not by an accident."""
+        return self._mode() == LADDER[-1] and self._leave_bytes <= _DEEP_BYTES
 
     def _num_running(self) -> int:
         return sum(mode in LADDER for mode in self._timeline.samples[-1].modes.values())
