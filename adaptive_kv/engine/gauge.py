@@ -60,6 +60,7 @@ class Gauge:
             seconds_to_floor=seconds_to_floor(self._sensor.history(), self._floor_bytes),
             latency=self._meter.latency(),
             load=self.load(now_s),
+            device=self._sensor.device().seen_at(now_s),
             mode=controller.mode,
             mode_age_s=max(0.0, now_s - controller.mode_since_s),
             ladder=controller.ladder,

@@ -26,7 +26,7 @@ from adaptive_kv.errors import ModelError
 from adaptive_kv.events import Event, EventLog
 from adaptive_kv.loader import load_policy, start_policy
 from adaptive_kv.policy import CacheMode
-from adaptive_kv.sensors.choose import make_sensors
+from adaptive_kv.sensors.choose import make_sources
 from adaptive_kv.sensors.poller import SensorPoller
 
 _STOP_S = 10.0
@@ -89,10 +89,12 @@ def build_engine(
         budget=budget,
         device=model.device,
     )
+    sources = make_sources(settings.memory, str(model.device), lambda: budget.kept_bytes)
     sensor = SensorPoller(
-        make_sensors(settings.memory, str(model.device), lambda: budget.kept_bytes),
+        sources.sensors,
         poll_hz=settings.memory.poll_hz,
         events=events,
+        telemetry=sources.telemetry,
     )
     controller = _controller(settings, loaded, emit)
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)

@@ -94,6 +94,21 @@ class Child:
                 reasons.append(str(error))
         return {"source": None, "reasons": reasons}
 
+    def reading(self) -> Answer:
+        """What a policy would be shown by an engine on this source of memory."""
+        from adaptive_kv.config import load_settings  # noqa: PLC0415 - the engine loads torch
+        from adaptive_kv.engine.loading import load_model  # noqa: PLC0415
+        from adaptive_kv.engine.service import build_engine  # noqa: PLC0415
+
+        flags = {"memory.source": "nvml", "model.device": "cpu"}
+        settings = load_settings(flags=flags, default_file=Path("/nonexistent.toml"))
+        engine = build_engine(settings, load_model(settings.model), EventLog())
+        engine.sensor.poll()
+        worker = engine.worker
+        reading = worker._gauge.read(time.monotonic(), 0, worker._controller)
+        engine.stop()
+        return {"memory": asdict(reading.memory), "device": asdict(reading.device)}
+
     def loaded(self) -> Answer:
         """Which files of that name are in this process."""
         lines = Path("/proc/self/maps").read_text().splitlines()
@@ -102,11 +117,12 @@ class Child:
 
 def main() -> None:
     """Obey until stdin ends."""
-    child = Child()
+    child, answers = Child(), sys.stdout
+    sys.stdout = sys.stderr  # where everything else that is printed belongs
     for line in sys.stdin:
         verb, *arguments = json.loads(line)
-        sys.stdout.write(json.dumps(getattr(child, verb)(*arguments)) + "\n")
-        sys.stdout.flush()
+        answers.write(json.dumps(getattr(child, verb)(*arguments)) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":

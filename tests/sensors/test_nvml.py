@@ -467,6 +467,15 @@ def test_a_gpu_that_is_lost_and_comes_back_is_one_fault_and_one_recovery(
     driver.do("stop")
 
 
+def test_a_policy_is_shown_what_the_driver_says(library: Path, tmp_path: Path) -> None:
+    with Driver(library, tmp_path) as driver:
+        driver.state.places[1].is_present = 0
+        driver.state.places[0].throttle_reasons = 0x20
+        reading = driver.do("reading")
+    assert (reading["memory"]["source"], reading["memory"]["free_bytes"]) == ("nvml", 4 * GIB)
+    assert reading["device"] == {"temperature_c": 45.0, "throttled": True, "utilization": 0.3}
+
+
 # This machine
 
 
