@@ -11,7 +11,6 @@ alone with its share. It never takes what would break the floor, nor more than `
 
 import argparse
 import json
-import mmap
 import sys
 import threading
 import time
@@ -19,84 +18,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from adaptive_kv.config import MemorySettings
+from adaptive_kv.demo.ballast import CHUNK_BYTES, CudaMemory, HostMemory, Memory
 from adaptive_kv.sensors.base import Sensor
 from adaptive_kv.sensors.choose import make_sensors
 
-CHUNK_BYTES = 4 * 2**20
-"""Memory is taken and given back in pieces of this size."""
 _PERIOD_S = 0.05
 _MAX_TAKEN_PER_PERIOD_BYTES = 96 * 2**20
-_PAGE_BYTES = 4096
 _DIE_FIRST = "1000"
 """`oom_score_adj`: should the machine run out of memory after all, this process is its victim."""
-
-
-class Memory(Protocol):
-    """Memory of one device that is really in use."""
-
-    def take(self) -> None:
-        """Take one chunk and touch it."""
-        ...
-
-    def give(self) -> None:
-        """Give the newest chunk back to the device."""
-        ...
-
-    @property
-    def num_chunks(self) -> int:
-        """How many chunks are held."""
-        ...
-
-
-class HostMemory:
-    """Anonymous memory, every page of it written to."""
-
-    def __init__(self) -> None:
-        self._chunks: list[mmap.mmap] = []
-
-    def take(self) -> None:
-        """Take one chunk and touch it."""
-        chunk = mmap.mmap(-1, CHUNK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        chunk[::_PAGE_BYTES] = b"\x5a" * (CHUNK_BYTES // _PAGE_BYTES)
-        self._chunks.append(chunk)
-
-    def give(self) -> None:
-        """Give the newest chunk back to the device."""
-        self._chunks.pop().close()
-
-    @property
-    def num_chunks(self) -> int:
-        """How many chunks are held."""
-        return len(self._chunks)
-
-
-class CudaMemory:
-    """Memory of the first CUDA device."""
-
-    def __init__(self) -> None:
-        import torch  # noqa: PLC0415 - only where there is a CUDA device
-
-        self._torch = torch
-        self._chunks: list[torch.Tensor] = []
-
-    def take(self) -> None:
-        """Take one chunk and touch it."""
-        # Allocations from 10 MiB on are not shared between chunks, nor smaller than asked for.
-        chunk = self._torch.empty(4 * CHUNK_BYTES, dtype=self._torch.uint8, device="cuda")
-        self._chunks.append(chunk.fill_(0x5A))
-
-    def give(self) -> None:
-        """Give the newest chunk back to the device."""
-        self._chunks.pop()
-        self._torch.cuda.empty_cache()
-
-    @property
-    def num_chunks(self) -> int:
-        """How many chunks are held, in `CHUNK_BYTES`."""
-        return 4 * len(self._chunks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

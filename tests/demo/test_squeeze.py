@@ -11,9 +11,10 @@ from broker import comes_true
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_kv.demo.ballast import CHUNK_BYTES, HostMemory
 from adaptive_kv.demo.processes import squeezing
 from adaptive_kv.demo.room import Room
-from adaptive_kv.demo.squeeze import CHUNK_BYTES, HostMemory, Regulator, Squeeze, Watch, used_bytes
+from adaptive_kv.demo.squeeze import Regulator, Squeeze, Watch, used_bytes
 from adaptive_kv.sensors.meminfo import MeminfoSensor
 
 MIB = 2**20
