@@ -8,7 +8,8 @@ class Fair:
     """Leaves sequences at the top of the ladder, except as many as the bytes demand.
 
     All of one priority go down a rung, the longest first, before any goes down the next, and the
-    lowest priority goes all the way before the next pays at all. They pay until `tight` of the
+    lowest priority goes all the way before the next pays at all; who has paid is asked before
+    who has not, so that none swap places. They pay until `tight` of the
     memory above the floor is free, and are paid back once `roomy` of it would still be. It keeps
     no memory of its own. Raises `ValueError` unless 0 <= tight < roomy < 1.
     """
@@ -47,9 +48,14 @@ def _payments(now: Reading, free_share: float) -> dict[str, CacheMode]:
 
 def _turns(now: Reading) -> list[tuple[SequenceInfo, CacheMode]]:
     """Who pays with which rung, in this order."""
+
+    def order(turn: tuple[SequenceInfo, int]) -> tuple[int, int, bool, int, str]:
+        payer, place = turn
+        has_paid = payer.mode in now.ladder[place:]
+        return (payer.priority, place, not has_paid, -payer.num_tokens, payer.id)
+
     turns = [(s, place) for s in now.sequences for place in range(1, len(now.ladder))]
-    turns.sort(key=lambda turn: (turn[0].priority, turn[1], -turn[0].num_tokens, turn[0].id))
-    return [(sequence, now.ladder[place]) for sequence, place in turns]
+    return [(payer, now.ladder[place]) for payer, place in sorted(turns, key=order)]
 
 
 def _kept(now: Reading, mode: CacheMode, least: CacheMode, most: CacheMode) -> CacheMode:

@@ -1,25 +1,11 @@
-from dataclasses import dataclass, field
-
 import pytest
 from adaptive_kv_policies.ladder import Ladder
 from hypothesis import given
 from hypothesis import strategies as st
+from plant import COSTS, MIB, SIZES, box, closed_loop
 
-from adaptive_kv.controller import Controller
 from adaptive_kv.policy import CacheMode, Cost, Reading
 from adaptive_kv.testing import DEFAULT_LADDER, make_reading
-
-MIB = 2**20
-SIZES = {"full": 1000, "int8": 530, "int4": 280, "window:1024+int4": 60, "disabled": 120}
-COSTS = {CacheMode(mode): Cost(bytes=size * MIB) for mode, size in SIZES.items()}
-
-
-def box(free: int, mode: str = "full", **more: object) -> Reading:
-    """4000 MiB of which 100 are the floor; `free` MiB are free."""
-    return make_reading(
-        total_bytes=4000 * MIB, free_bytes=free * MIB, floor_bytes=100 * MIB, mode=mode,
-        **({"costs": COSTS} | more),  # type: ignore[arg-type]
-    )  # fmt: skip
 
 
 def wanted(policy: Ladder, now: Reading) -> str | None:
@@ -133,80 +119,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, float]) -> No
         Ladder(**options)
 
 
-@dataclass
-class Plant:
-    """A box in MiB: the cache follows its orders at a limited speed, others come and go."""
-
-    total: float = 4000
-    floor: float = 100
-    weights: float = 1000
-    others: float = 500
-    cache: float = 1000
-    mode: str = "full"
-    time_s: float = 0.0
-    mode_since_s: float = 0.0
-    free_before: float = 0.0
-    num_below_floor: int = 0
-    modes: list[str] = field(default_factory=lambda: ["full"])
-
-    step_s = 0.05
-    max_change = 100.0
-
-    @property
-    def free(self) -> float:
-        return self.total - self.weights - self.others - self.cache
-
-    def reading(self) -> Reading:
-        slope = (self.free - self.free_before) / self.step_s
-        self.free_before = self.free
-        ahead_s = max(0.0, self.free - self.floor) / -slope if slope < 0 else None
-        return make_reading(
-            time_s=self.time_s,
-            total_bytes=int(self.total * MIB),
-            free_bytes=max(0, int(self.free * MIB)),
-            floor_bytes=int(self.floor * MIB),
-            mode=self.mode,
-            mode_age_s=self.time_s - self.mode_since_s,
-            costs=COSTS,
-            seconds_to_floor=ahead_s,
-        )
-
-    def run(self, controller: Controller, seconds: float, others: float, rate: float) -> None:
-        """Let others approach `others` MiB at `rate` MiB/s, and the cache its mode's size."""
-        for _ in range(round(seconds / self.step_s)):
-            self.time_s += self.step_s
-            orders = controller.decide(self.reading())
-            if orders.mode != self.mode:
-                self.mode, self.mode_since_s = orders.mode, self.time_s
-                self.modes.append(orders.mode)
-            self.others += _toward(others - self.others, rate * self.step_s)
-            self.cache += _toward(SIZES[self.mode] - self.cache, self.max_change)
-            self.num_below_floor += self.free < self.floor
-
-
-def _toward(distance: float, most: float) -> float:
-    return max(-most, min(most, distance))
-
-
-def closed_loop() -> tuple[Plant, Controller]:
-    plant = Plant()
-    controller = Controller(
-        Ladder(),
-        name="ladder",
-        fallback=lambda _: None,
-        ladder=tuple(CacheMode(mode) for mode in DEFAULT_LADDER),
-        min_dwell_s=5.0,
-        max_age_s=2.0,
-        deadline_s=60.0,
-        emit=lambda _: None,
-    )
-    plant.free_before = plant.free
-    return plant, controller
-
-
 @pytest.mark.parametrize("rate", [50, 200, 1000, 20_000])
 def test_a_squeeze_sends_it_down_and_its_end_brings_it_back_without_flapping(rate: float) -> None:
-    plant, controller = closed_loop()
+    plant, controller = closed_loop(Ladder())
     plant.run(controller, 10, others=500, rate=rate)
     assert plant.modes == ["full"]
     plant.run(controller, 80, others=2500, rate=rate)
@@ -222,7 +137,7 @@ def test_a_squeeze_sends_it_down_and_its_end_brings_it_back_without_flapping(rat
 
 
 def test_a_neighbour_that_comes_and_goes_is_answered_ever_more_slowly() -> None:
-    plant, controller = closed_loop()
+    plant, controller = closed_loop(Ladder())
     for _ in range(20):
         plant.run(controller, 15, others=2500, rate=2000)
         plant.run(controller, 15, others=500, rate=2000)
@@ -236,7 +151,7 @@ def test_a_neighbour_that_comes_and_goes_is_answered_ever_more_slowly() -> None:
 
 
 def test_memory_that_trembles_around_a_threshold_does_not_shake_the_mode() -> None:
-    plant, controller = closed_loop()
+    plant, controller = closed_loop(Ladder())
     for number in range(200):
         plant.run(controller, 0.5, others=2150 + 60 * (number % 2), rate=5000)
     assert len(plant.modes) <= 4
