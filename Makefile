@@ -41,7 +41,7 @@ lint: $(VENV)/.installed-test
 	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.installed-test
-	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file $(ARGS) || exit; done
+	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py $(ARGS)
 
 gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'

@@ -1,0 +1,174 @@
+"""Decode speed of the whole engine against `generate` of transformers, on the same weights.
+
+All contenders of a case take turns within a round, so that whatever else the machine does slows
+them alike; ratios are taken within a round, and medians over the rounds. Prefill is not measured.
+
+    python benchmarks/decode.py                         all cases, rewrites docs/benchmarks
+    python benchmarks/decode.py --models demo --output here.json --document here.md
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from decode_contenders import Contender, Ours, Prompts, Stock, Turn
+from decode_models import MODELS, Pair, load_pair
+from decode_report import render
+
+_ROOT = Path(__file__).parents[1]
+_JSON = _ROOT / "docs" / "benchmarks" / "decode.json"
+_DOC = _ROOT / "docs" / "benchmarks.md"
+_NUM_PROMPT_IDS = 4096  # all models here know as many
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often and how long everyone takes turns."""
+
+    num_rounds: int
+    turn_tokens: int
+    modes: tuple[str, ...]
+
+    @property
+    def max_tokens(self) -> int:
+        """More than any sequence will be asked for, staggered prefills included."""
+        return self.num_rounds * self.turn_tokens + 1024
+
+
+def measure_case(pair: Pair, context: int, num_sequences: int, plan: Plan) -> dict[str, Any]:
+    """One model, one length of prompts, one number of sequences: everyone against everyone."""
+    prompts = _prompts(context, num_sequences)
+    contenders = {name: make() for name, make in _entrants(pair, prompts, plan).items()}
+    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
+    for number in range(plan.num_rounds):
+        names = list(contenders)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            turns[name].append(contenders[name].take_turn(plan.turn_tokens))
+    case = {
+        "model": pair.ours.name,
+        "context": context,
+        "num_sequences": num_sequences,
+        "speeds": {name: _speed(seen) for name, seen in turns.items()},
+        "ratios": _ratios(turns, plan.modes),
+        "equal_tokens": _num_equal(contenders["full"], contenders["generate"]),
+    }
+    for contender in contenders.values():
+        contender.close()
+    return case
+
+
+def _entrants(pair: Pair, prompts: Prompts, plan: Plan) -> Mapping[str, Callable[[], Contender]]:
+    """`generate` alone, which is also its speed one after another; as a batch; and our modes."""
+    entrants: dict[str, Callable[[], Contender]] = {
+        "generate": partial(Stock, pair.stock, prompts[:1])
+    }
+    if len(prompts) > 1:
+        entrants["generate_batch"] = partial(Stock, pair.stock, prompts)
+    for mode in plan.modes:
+        entrants[mode] = partial(Ours, pair.ours, mode, prompts, plan.max_tokens)
+    return entrants
+
+
+def _prompts(num_tokens: int, num_sequences: int) -> Prompts:
+    generator = torch.Generator().manual_seed(num_tokens)
+    shape = (num_sequences, num_tokens)
+    prompts: Prompts = torch.randint(3, _NUM_PROMPT_IDS, shape, generator=generator).tolist()
+    return prompts
+
+
+def _speed(turns: Sequence[Turn]) -> dict[str, float]:
+    wall = statistics.median(turn.num_tokens / turn.wall_s for turn in turns)
+    cpu = statistics.median(turn.num_tokens / turn.cpu_s for turn in turns)
+    return {"tokens_per_s": round(wall, 2), "tokens_per_cpu_s": round(cpu, 2)}
+
+
+def _ratios(turns: Mapping[str, Sequence[Turn]], modes: Sequence[str]) -> dict[str, Any]:
+    """By mode and opponent: how many times as fast, on the clock and in CPU time."""
+    opponents = [name for name in turns if name.startswith("generate")]
+    return {mode: {name: _ratio(turns[mode], turns[name]) for name in opponents} for mode in modes}
+
+
+def _ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> dict[str, float]:
+    pairs = list(zip(ours, theirs, strict=True))
+    work = [one.num_tokens / other.num_tokens for one, other in pairs]
+    wall = [w * b.wall_s / a.wall_s for w, (a, b) in zip(work, pairs, strict=True)]
+    cpu = [w * b.cpu_s / a.cpu_s for w, (a, b) in zip(work, pairs, strict=True)]
+    return {"wall": round(statistics.median(wall), 3), "cpu": round(statistics.median(cpu), 3)}
+
+
+def _num_equal(ours: Contender, theirs: Contender) -> str:
+    """How many tokens of the first sequence both sides chose alike, before they first differ."""
+    pairs = list(zip(ours.outputs[0], theirs.outputs[0], strict=False))
+    equal = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    return f"{equal} of {len(pairs)}"
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line for line in info.read_text("utf-8").splitlines() if "model name" in line]
+        model = names[0].partition(":")[2].strip() if names else model
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo", "llama-62m"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[128, 1024, 3072])
+    parser.add_argument("--sequences", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--modes", nargs="+", default=["full", "int8", "int4"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turn-tokens", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=_JSON)
+    parser.add_argument("--document", type=Path, default=_DOC)
+    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the JSON after every case, then the document."""
+    options = _parse(arguments)
+    torch.set_num_threads(options.threads)
+    if not options.render_only:
+        _measure(options)
+    report = json.loads(options.output.read_text("utf-8"))
+    options.document.write_text(render(report), "utf-8")
+
+
+def _measure(options: argparse.Namespace) -> None:
+    plan = Plan(options.rounds, options.turn_tokens, tuple(options.modes))
+    cases: list[dict[str, Any]] = []
+    report = {
+        "machine": _machine(),
+        "num_rounds": plan.num_rounds,
+        "turn_tokens": plan.turn_tokens,
+        "cases": cases,
+    }
+    for name in options.models:
+        pair = load_pair(name)
+        for context in options.contexts:
+            for num_sequences in options.sequences:
+                cases.append(measure_case(pair, context, num_sequences, plan))
+                print(json.dumps(cases[-1]), flush=True)
+                options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
