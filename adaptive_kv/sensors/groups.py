@@ -56,8 +56,9 @@ def _group(proc: Path, controller: str) -> Group | None:
 
 def _group_name(proc: Path, controller: str) -> str | None:
     for line in group_names(proc).splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controller in controllers.split(","):
+        _, _, told = line.partition(":")
+        controllers, colon, name = told.partition(":")
+        if colon and controller in controllers.split(","):
             return name
     return None
 
@@ -65,10 +66,13 @@ def _group_name(proc: Path, controller: str) -> str | None:
 def _mounts(proc: Path, controller: str) -> Iterator[tuple[str, Path]]:
     """Root inside the hierarchy and mount point, of each mount of the hierarchy (see proc(5))."""
     for line in _text(proc / "self" / "mountinfo").splitlines():
-        place, _, kind = line.partition(" - ")
-        filesystem, _, options = kind.split(" ", 2)
-        is_it = controller in options.split(",") if controller else filesystem == "cgroup2"
-        if is_it and filesystem.startswith("cgroup"):
+        place, _, told = line.partition(" - ")
+        kind, _, options = told.rpartition(" ")
+        if controller:
+            is_it = kind.startswith("cgroup ") and controller in options.split(",")
+        else:
+            is_it = kind.startswith("cgroup2 ")
+        if is_it:
             root, mount = place.split(" ")[3:5]
             yield _unescaped(root), Path(_unescaped(mount))
 

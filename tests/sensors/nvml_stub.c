@@ -213,18 +213,21 @@ static Result telemetry(Device device, struct place **place) {
     return answer(state->telemetry_result);
 }
 
+/* The one value that can be made to fail alone, by whichever name it is asked. */
+static Result temperature_of(Device device, int32_t *degrees) {
+    struct place *place;
+    Result result = telemetry(device, &place);
+    *degrees = result ? 0 : (int32_t)place->temperature_c;
+    return result ? result : state->temperature_result;
+}
+
 struct temperature { uint32_t version, sensor; int32_t degrees; };
 
 #ifndef WITHOUT_NEW_NAMES
 Result nvmlDeviceGetTemperatureV(Device device, struct temperature *temperature) {
-    struct place *place;
-    Result result = telemetry(device, &place);
     if (temperature->version != 0x100000C)
         return ARGUMENT_VERSION_MISMATCH;
-    if (!result && state->temperature_result)
-        return state->temperature_result;
-    temperature->degrees = result ? 0 : (int32_t)place->temperature_c;
-    return result;
+    return temperature_of(device, &temperature->degrees);
 }
 
 Result nvmlDeviceGetCurrentClocksEventReasons(Device device, uint64_t *reasons) {
@@ -237,10 +240,7 @@ Result nvmlDeviceGetCurrentClocksEventReasons(Device device, uint64_t *reasons) 
 
 #ifndef WITHOUT_OLD_NAMES
 Result nvmlDeviceGetTemperature(Device device, unsigned sensor, unsigned *degrees) {
-    struct place *place;
-    Result result = telemetry(device, &place);
-    *degrees = result || sensor ? 0 : place->temperature_c;
-    return result;
+    return sensor ? INVALID_ARGUMENT : temperature_of(device, (int32_t *)degrees);
 }
 
 Result nvmlDeviceGetCurrentClocksThrottleReasons(Device device, uint64_t *reasons) {

@@ -178,6 +178,14 @@ def test_without_groups_nothing_is_limited(tmp_path: Path) -> None:
     assert CgroupSensor(unmounted).read_limit() is None
 
 
+def test_lines_that_no_kernel_writes_are_passed_over(tmp_path: Path) -> None:
+    sensor = v2(tmp_path, group_v2("a/b", 100, limit=500))
+    for name in ("cgroup", "mountinfo"):
+        path = tmp_path / "proc/self" / name
+        path.write_text(f"\nnonsense\n1:\n - \n{path.read_text()}")
+    assert sensor.read().free_bytes == 400
+
+
 def test_a_mount_may_have_a_space_in_its_name(tmp_path: Path) -> None:
     write(tmp_path / "c group", group_v2("a", 100, limit=500))
     mount = Path(f"{tmp_path}/c\\040group")

@@ -27,6 +27,7 @@ from sensors.stub import (
 
 from adaptive_kv.errors import SensorError
 from adaptive_kv.sensors.nvml import REOPEN_S, NvmlGpu, NvmlSensor
+from adaptive_kv.sensors.nvml_telemetry import NvmlTelemetry
 
 GIB = 2**30
 
@@ -263,16 +264,15 @@ def test_a_lost_gpu_that_comes_back_needs_the_driver_opened_anew_and_gets_it(
 
 def test_a_failing_driver_is_opened_at_most_once_a_second(driver: Driver) -> None:
     driver.do("open", [GPU_0], None, REOPEN_S)
+    started_s = time.monotonic()
     driver.do("read")
     driver.state.memory_result = GPU_IS_LOST
-    started_s = time.monotonic()
     reasons = {why(driver) for _ in range(100)}
-    if time.monotonic() - started_s < REOPEN_S:
-        assert driver.state.num_inits <= 2
     assert len(reasons) == 1
+    assert driver.state.num_inits <= 1 + (time.monotonic() - started_s) // REOPEN_S
     driver.state.memory_result = 0
     wait_until(lambda: "free_bytes" in driver.do("read"))
-    assert time.monotonic() - started_s >= REOPEN_S / 2
+    assert time.monotonic() - started_s >= REOPEN_S
 
 
 def test_not_supported_means_unified_memory_only_where_the_gpu_is_integrated(
@@ -424,12 +424,13 @@ def test_heat_is_told_where_memory_is_not(driver: Driver) -> None:
 
 
 def test_memory_is_polled_often_and_the_rest_once_a_second(driver: Driver) -> None:
+    started_s = time.monotonic()
     driver.do("start", 50)
     wait_until(lambda: driver.state.num_memory >= 40)
     assert driver.do("latest")["device"]["temperature_c"] == 45
     driver.do("stop")
-    # Four values a round; one round at the start and one per second of however slow a machine.
-    assert driver.state.num_telemetry <= 4 * (2 + driver.state.num_memory / 40)
+    num_rounds = driver.state.num_telemetry / 4  # temperature, power, utilization, throttling
+    assert num_rounds <= 1 + (time.monotonic() - started_s) // NvmlTelemetry.period_s
     assert driver.state.num_forbidden == 0
 
 
