@@ -1,5 +1,8 @@
 """From a folder or a hub id to a model that was looked at and probed, or a clear refusal."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,6 +27,8 @@ from adaptive_kv.engine.probe import probe
 from adaptive_kv.errors import ModelError
 
 EMBEDDED_NAME = "demo"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_MAX_WHY_CHARS = 300
 _log = structlog.get_logger(__name__)
 
 
@@ -48,16 +53,16 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     if settings.quantization is not None:
         raise ModelError(name, "model.quantization is not supported yet; leave it out")
     device = _device(name, settings.device)
-    try:
+    with _refusing(name):
         config = _load_config(name, source, settings.revision)
         module = _load_weights(name, source, settings, config, device)
+    with _refusing(name, "its tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=False
         )
+    with _refusing(name):
         model = prepare(module, settings.max_context)
         error = probe(model)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
-        raise ModelError(name, _first_line(fault)) from fault
     _log.info("model_loaded", model=name, family=model.model_type, probe_error=error)
     return LoadedModel(
         name=name, model=model, tokenizer=tokenizer, eos_ids=_eos_ids(module, tokenizer)
@@ -71,16 +76,17 @@ def read_config(settings: ModelSettings) -> tuple[str, PretrainedConfig, torch.d
     """
     name, source = _name_and_source(settings)
     device = _device(name, settings.device)
-    try:
+    with _refusing(name):
         config = _load_config(name, source, settings.revision)
-    except (OSError, ValueError, KeyError) as fault:
-        raise ModelError(name, _first_line(fault)) from fault
     return name, config, _dtype(settings.dtype, config, device)
 
 
 def _name_and_source(settings: ModelSettings) -> tuple[str, str]:
     if settings.path is None:
         return EMBEDDED_NAME, str(embedded_model())
+    is_folder = Path(settings.path).is_dir()
+    if not is_folder and _HUB_ID.fullmatch(settings.path) is None:
+        raise ModelError(settings.path, "there is no such folder; give model.path one, or a hub id")
     return _served_name(settings.path), settings.path
 
 
@@ -108,6 +114,7 @@ def _load_weights(
         revision=settings.revision,
         dtype=_dtype(settings.dtype, config, device),
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # they are reported, and refused below
         trust_remote_code=False,
         output_loading_info=True,
     )
@@ -152,5 +159,19 @@ def _eos_ids(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fro
     return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0]
+@contextmanager
+def _refusing(name: str, what: str = "") -> Iterator[None]:
+    """Raise `ModelError` for whatever the libraries make of files that they do not like."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as fault:  # broken files make them raise anything, a bare Exception too
+        raise ModelError(name, what + _in_one_line(fault)) from fault
+
+
+def _in_one_line(fault: Exception) -> str:
+    text = " ".join(str(fault).split())[:_MAX_WHY_CHARS] or type(fault).__name__
+    if isinstance(fault, SafetensorError):
+        return f"its weights are damaged or incomplete, copy them again ({text})"
+    return f"{type(fault).__name__}: {text}" if isinstance(fault, LookupError) else text
