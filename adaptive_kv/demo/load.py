@@ -17,6 +17,7 @@ NUM_CLIENTS = 16
 _NUM_CHARS = 6000
 """Of library source in a prompt: about one and a half thousand tokens."""
 _MIN_TOKENS, _TOKEN_STEP, _NUM_STEPS = 192, 64, 4
+_AFTER_ERROR_S = 2.0
 _SOURCES = ("argparse", "dataclasses", "tarfile", "pathlib", "typing", "inspect", "zipfile")
 _FACTS = (("falcon", "copper"), ("heron", "violet"), ("otter", "amber"), ("lynx", "maple"))
 
@@ -89,7 +90,10 @@ class Load:
 
     def _ask_on(self) -> None:
         while not self._is_over.is_set():
-            self._timeline.answers.append(self._ask(next(self._numbers)))
+            answer = self._ask(next(self._numbers))
+            self._timeline.answers.append(answer)
+            if answer.error is not None:
+                self._is_over.wait(_AFTER_ERROR_S)
 
     def _ask(self, number: int) -> Answer:
         """One request from its start to its end."""

@@ -19,7 +19,7 @@ from adaptive_kv.demo.room import HEADROOM_BYTES, cgroup_room_bytes, plan_room
 from adaptive_kv.demo.scenario import Pace, Scenario
 from adaptive_kv.demo.screen import Screen, showing
 from adaptive_kv.demo.timeline import Summary, Timeline, summarize
-from adaptive_kv.errors import AdaptiveKVError
+from adaptive_kv.errors import AdaptiveKVError, ConfigError
 from adaptive_kv.sensors.choose import make_sensors
 
 _START_S = 100.0
@@ -28,8 +28,11 @@ _START_S = 100.0
 def run_demo(report: Path, pace: Pace | None = None) -> int:
     """Run it, write `report`, end stdout with one line of JSON; returns the exit status.
 
-    Raises `AdaptiveKVError` where the machine is too small or the service does not live.
+    Raises `AdaptiveKVError` where the machine is too small, the service does not start or the
+    report could not be written.
     """
+    if not report.parent.is_dir():
+        raise ConfigError(f"--report: there is no folder {report.parent}")
     timeline = Timeline(device=_device())
     with _interruptible(), showing() as screen:
         try:
