@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adaptive_kv.config import MemorySettings
 from adaptive_kv.errors import SensorError
 from adaptive_kv.sensors.base import Sensor
-from adaptive_kv.sensors.cgroup import CgroupSensor
-from adaptive_kv.sensors.host import HostSensor
+from adaptive_kv.sensors.choose import make_sensors
 
 Answer = dict[str, Any]
 
@@ -20,7 +20,7 @@ class Child:
     """One method per verb."""
 
     def __init__(self) -> None:
-        self.sensors: dict[str, Sensor] = {"cgroup": CgroupSensor(), "host": HostSensor()}
+        self.sensors = {source: _sensor(source) for source in ("cgroup", "auto")}
         self.held: list[mmap.mmap] = []
 
     def read(self, which: str) -> Answer:
@@ -51,6 +51,11 @@ class Child:
             file.flush()
             os.fsync(file.fileno())
         return {}
+
+
+def _sensor(source: str) -> Sensor:
+    (sensor,) = make_sensors(MemorySettings(source=source), "cpu", lambda: 0)
+    return sensor
 
 
 def main() -> None:

@@ -57,13 +57,13 @@ def test_a_process_that_is_moved_is_followed() -> None:
         assert tenant.do("read", "cgroup")["total_bytes"] == 500 * MIB
 
 
-def test_on_a_real_host_the_limit_speaks_only_where_it_leaves_less() -> None:
+def test_auto_lets_a_real_limit_speak_only_where_it_leaves_less() -> None:
     with limited(300 * MIB) as tight, limited(2**50) as wide, Tenant(tight) as tenant:
-        assert tenant.do("read", "host")["source"] == "cgroup"
+        assert tenant.do("read", "auto")["source"] == "cgroup"
         tenant.move(wide)
-        assert tenant.do("read", "host")["source"] == "meminfo"
+        assert tenant.do("read", "auto")["source"] == "meminfo"
         tenant.move(tight)
-        assert tenant.do("read", "host")["total_bytes"] == 300 * MIB
+        assert tenant.do("read", "auto")["total_bytes"] == 300 * MIB
 
 
 # Version 2, as files
