@@ -1,0 +1,143 @@
+"""The reading: what it says of memory and costs is what is there."""
+
+import math
+from pathlib import Path
+
+import pytest
+from engines import KIB, LADDER, MIB, Memory, Stand, make_stand, weights_bytes
+from models import prompt
+
+from adaptive_kv.cache.costs import page_bytes
+from adaptive_kv.engine.sequence import Sequence
+from adaptive_kv.events import OomAverted
+from adaptive_kv.policy import CacheMode, Reading
+
+
+def _read(stand: Stand) -> Reading:
+    worker = stand.engine.worker
+    return worker._gauge.read(stand.clock(), 0, worker._controller)
+
+
+def _pages_bytes(stand: Stand, mode: str) -> int:
+    cost = _read(stand).costs[CacheMode(mode)]
+    return cost.bytes - cost.transient_bytes
+
+
+def _decoding(num_prompts: tuple[int, ...] = (9, 150, 230)) -> Stand:
+    stand = make_stand(server={"max_tokens_per_step": 512})
+    for n in num_prompts:
+        stand.post(prompt(n, seed=n), 100)
+    stand.step(2)
+    return stand
+
+
+def _settled_bytes(stand: Stand, sequence: Sequence) -> int:
+    cache = sequence.cache
+    return sum(
+        page_bytes(cache.mode, cache.num_stored, pages.group, stand.store.keep, gap_stop)
+        for pages, gap_stop in zip(stand.store.groups, cache.gap_stops, strict=True)
+    )
+
+
+@pytest.mark.parametrize("mode", [*LADDER, "window:64", "window:64+int8"])
+def test_what_a_mode_was_said_to_cost_is_what_its_pages_weigh_once_settled(mode: str) -> None:
+    """A reading speaks of the tokens that are stored after the next step."""
+    stand = _decoding()
+    stand.pin(mode)
+    stand.step(3)
+    for _ in range(20):
+        said_bytes = _pages_bytes(stand, mode)
+        stand.step()
+        stand.engine.worker._switcher.advance(stand.scheduler.running, is_urgent=True)
+        assert all(s.cache.used_bytes == _settled_bytes(stand, s) for s in stand.scheduler.running)
+        assert stand.store.used_bytes == said_bytes
+
+
+def test_the_cost_of_a_mode_is_known_before_it_is_entered() -> None:
+    for mode in ("int8", "int4", "disabled"):
+        stand = _decoding()
+        said_bytes = _pages_bytes(stand, mode)
+        stand.pin(mode)
+        stand.step()
+        stand.engine.worker._switcher.advance(stand.scheduler.running, is_urgent=True)
+        assert stand.store.used_bytes == said_bytes
+
+
+def test_costs_are_told_for_the_ladder_the_mode_and_the_pin_with_their_exactness() -> None:
+    stand = _decoding()
+    stand.pin("window:128")
+    stand.step()
+    costs = _read(stand).costs
+    assert set(costs) == {*LADDER, "window:128"}
+    assert {mode for mode, cost in costs.items() if cost.exact} == {"full", "disabled"}
+    assert all(cost.bytes >= cost.transient_bytes > 0 for cost in costs.values())
+
+
+def test_without_sequences_nothing_costs_anything() -> None:
+    costs = _read(make_stand()).costs
+    assert all(cost.bytes == cost.transient_bytes == 0 for cost in costs.values())
+
+
+def test_the_workspace_that_was_predicted_is_kept_to_by_the_budget() -> None:
+    stand = _decoding()
+    predicted = _read(stand).costs[CacheMode("full")].transient_bytes
+    budget = stand.store.budget
+    budget.limit_bytes = budget.used_bytes + predicted + stand.store.slab_bytes
+    stand.step()
+    assert not stand.of_type(OomAverted)
+    assert all(s.cache.mode == "full" for s in stand.scheduler.running)
+    assert len(stand.scheduler.running) == 3
+
+
+def test_status_tells_of_memory_as_it_is_after_the_step() -> None:
+    stand = _decoding()
+    for _ in range(5):
+        stand.step()
+        memory = stand.status.memory
+        assert memory.cache_bytes == stand.store.held_bytes == stand.engine.budget.cache_bytes
+        assert memory.weights_bytes == weights_bytes()
+        assert 0 <= memory.free_bytes <= memory.total_bytes
+
+
+def test_slabs_taken_since_the_sample_are_not_free_any_more(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "memory.json", 8 * MIB)
+    stand = make_stand(memory={"source": f"file:{memory.path}", "floor": 0})
+    stand.engine.worker.step()
+    before_bytes = stand.status.memory.free_bytes
+    stand.post(prompt(200), 5)
+    stand.engine.worker.step()
+    assert stand.store.held_bytes > 0
+    assert stand.status.memory.free_bytes == before_bytes - stand.store.held_bytes
+
+
+def test_a_budget_is_all_the_memory_there_is() -> None:
+    limit_bytes = weights_bytes() + 4 * MIB
+    stand = make_stand(memory={"source": "budget", "budget": limit_bytes, "floor": 64 * KIB})
+    stand.post(prompt(200), 50)
+    stand.step(3)
+    memory = stand.status.memory
+    assert (memory.source, memory.total_bytes) == ("budget", limit_bytes)
+    assert memory.free_bytes == limit_bytes - weights_bytes() - memory.cache_bytes
+    assert memory.floor_bytes == 64 * KIB
+
+
+def test_the_age_of_a_sample_is_told_by_the_worker_s_clock() -> None:
+    stand = make_stand()
+    stand.step()
+    stand.clock.ahead_s = 100
+    assert 100 <= _read(stand).memory.sample_age_s < 200
+
+
+def test_load_and_sequences_are_those_of_the_moment() -> None:
+    stand = _decoding((9, 150))
+    stand.post(prompt(20), 5, priority=3, allow=["full", "int8"])
+    stand.step(2)
+    reading = _read(stand)
+    assert (reading.load.running, reading.load.waiting) == (3, 0)
+    first = reading.sequences[0]
+    assert (first.id, first.priority, first.num_tokens) == ("r2", 3, 22)
+    assert first.permits("int8")
+    assert not first.permits("int4")
+    assert sum(s.cache_bytes for s in reading.sequences) == stand.store.used_bytes
+    assert reading.latency.token_s is not None
+    assert math.isfinite(reading.load.tokens_per_s)
