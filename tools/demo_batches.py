@@ -8,7 +8,7 @@ import torch
 from demo_corpus import Corpus, Exchange
 from demo_network import MAX_POSITIONS
 from demo_recall import FACT_TEXTS, RecallMaker, Row
-from demo_tokenizer import ASSISTANT, BOS, END, SYSTEM, USER, encode
+from demo_tokenizer import ASSISTANT, BOS, END, SYSTEM, USER, encode, special_id
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -70,8 +70,7 @@ class Sampler:
         self._tokenizer = tokenizer
         self._seed = seed
         self._special = {
-            token: int(tokenizer.convert_tokens_to_ids(token))
-            for token in (BOS, END, SYSTEM, USER, ASSISTANT)
+            token: special_id(tokenizer, token) for token in (BOS, END, SYSTEM, USER, ASSISTANT)
         }
         self._text = array("H")
         for document in corpus.documents:

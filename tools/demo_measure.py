@@ -39,7 +39,7 @@ def _answers_fully(model: LlamaForCausalLM, task: Task, window: int | None) -> b
     count = len(task.answer)
     output = model(input_ids=ids, attention_mask=mask, logits_to_keep=count + 1)
     best = output.logits[0, :-1].argmax(dim=-1)
-    return best.tolist() == list(task.answer)
+    return bool(best.tolist() == list(task.answer))
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from demo_tokenizer import ASSISTANT, BOS, END, USER, encode, plain_words
+from demo_tokenizer import ASSISTANT, BOS, END, USER, encode, plain_words, special_id
 from transformers import PreTrainedTokenizerFast
 
 _NAMES_TEXT = (
@@ -65,7 +65,7 @@ class RecallMaker:
         self._words = plain_words(tokenizer)
         self._newline = encode(tokenizer, "\n")
         self._bos, self._end, self._user, self._assistant = (
-            tokenizer.convert_tokens_to_ids([token]) for token in (BOS, END, USER, ASSISTANT)
+            [special_id(tokenizer, token)] for token in (BOS, END, USER, ASSISTANT)
         )
 
     def row(self, rng: random.Random, num_tokens: int, num_queries: int, variety: float) -> Row:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -60,7 +61,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    return PreTrainedTokenizerFast(
+    make: Any = PreTrainedTokenizerFast  # not annotated
+    made: PreTrainedTokenizerFast = make(
         tokenizer_object=tokenizer,
         bos_token=BOS,
         eos_token=END,
@@ -71,6 +73,7 @@ def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
         model_max_length=4096,
         padding_side="left",
     )
+    return made
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -83,3 +86,10 @@ def plain_words(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
     """Returns the ordinary words of 4 to 9 letters that are one token each, sorted."""
     tokens = (token for token in tokenizer.get_vocab() if re.fullmatch(r"Ġ[a-z]{4,9}", token))
     return tuple(sorted({token[1:] for token in tokens} - _DULL_WORDS))
+
+
+def special_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of a token that stands for itself alone."""
+    number = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(number, int)
+    return number
