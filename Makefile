@@ -8,7 +8,7 @@
 # ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench gpu-check mosquitto clean
+.PHONY: help demo serve test lint bench gpu-check tools clean
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 serve: $(VENV)/.installed
 	@exec $(BIN)/adaptive-kv serve $(ARGS)
 
-test: $(VENV)/.installed-test mosquitto
+test: $(VENV)/.installed-test tools
 	@PATH="$$PATH:/usr/local/sbin:/usr/sbin" $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.installed-test
@@ -71,12 +71,16 @@ $(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
 	@$(PIP) --quiet -e '.[test]' >&2
 	@touch $@ $(VENV)/.installed
 
-# The tests talk to a real broker. Without the right to install it, they say that it is absent.
-mosquitto:
-	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; ! command -v mosquitto >/dev/null || exit 0; \
+# The tests talk to a real broker and build a driver of their own. Without the right to install
+# what these need, they say that it is absent.
+tools:
+	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; wanted=; \
+	command -v mosquitto >/dev/null || wanted="$$wanted mosquitto"; \
+	command -v cc >/dev/null || command -v gcc >/dev/null || wanted="$$wanted gcc libc6-dev"; \
+	test -n "$$wanted" || exit 0; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "make: mosquitto is absent and cannot be installed from here; please install it" >&2; exit 0; \
+		echo "make: cannot install$$wanted from here; please do" >&2; exit 0; \
 	fi; \
-	echo "make: installing mosquitto" >&2; export DEBIAN_FRONTEND=noninteractive; \
-	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends mosquitto; } \
-		</dev/null >/dev/null || echo "make: mosquitto could not be installed" >&2
+	echo "make: installing$$wanted" >&2; export DEBIAN_FRONTEND=noninteractive; \
+	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$wanted; } \
+		</dev/null >/dev/null || echo "make: could not install$$wanted" >&2

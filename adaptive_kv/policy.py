@@ -106,6 +106,7 @@ class Device:
     temperature_c: float | None = None
     throttled: bool | None = None
     utilization: float | None = None
+    """Share of the time in which the device worked, 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
