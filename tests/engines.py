@@ -45,6 +45,8 @@ from adaptive_kv.policy import CacheMode
 EventT = TypeVar("EventT", bound=Event)
 
 EOS = 2
+STEP_S = 0.25
+"""How long a step takes by a stand's clock, at least."""
 KIB = 2**10
 MIB = 2**20
 EXACT = {"ladder": ("full", "disabled")}
@@ -210,6 +212,7 @@ class Stand:
                 self.memory.write(self.store.held_bytes)
             self.engine.sensor.poll()
             self.engine.worker.step()
+            self.clock.ahead_s += STEP_S
             self.num_steps += 1
 
     def run(self, max_steps: int = 400) -> None:

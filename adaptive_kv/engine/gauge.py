@@ -22,7 +22,7 @@ MIN_STEP_TOKENS = 64
 
 @dataclass(slots=True)
 class _Seen:
-    """The newest sample and what the cache had taken when it was first seen."""
+    """The newest sample, and what of the cache's memory it surely counts as taken."""
 
     sample: MemorySample
     cache_bytes: int
@@ -48,6 +48,7 @@ class Gauge:
         self._sensor = sensor
         self._floor_bytes = floor_bytes
         self._seen = _Seen(sensor.latest(), store.held_bytes)
+        self._last_held_bytes = store.held_bytes
 
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
@@ -73,7 +74,9 @@ class Gauge:
         sample = self._sensor.latest()
         held_bytes = self._store.held_bytes
         if sample is not self._seen.sample:
-            self._seen = _Seen(sample, held_bytes)
+            # It came between two looks: what was taken between them may not be in it.
+            self._seen = _Seen(sample, min(held_bytes, self._last_held_bytes))
+        self._last_held_bytes = held_bytes
         taken_since_bytes = held_bytes - self._seen.cache_bytes
         return Memory(
             total_bytes=sample.total_bytes,

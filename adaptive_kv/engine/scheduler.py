@@ -75,7 +75,7 @@ class Scheduler:
         if sequence.num_output > sequence.num_when_parked:
             sequence.since_s = now_s
         elif not self.running:
-            sequence.num_when_stuck = sequence.num_output
+            sequence.num_when_stuck, sequence.stuck_s = sequence.num_output, now_s
         sequence.num_when_parked = sequence.num_output
         self.add(sequence)
 

@@ -40,7 +40,8 @@ class Sequence:
     num_when_parked: int = -1
     """Tokens generated when it was last parked; -1: never yet."""
     num_when_stuck: int = -1
-    """Tokens generated when it last could not go on although nobody else ran."""
+    """Tokens generated when it last could not go on although nobody else ran, at `stuck_s`."""
+    stuck_s: float = 0.0
     is_exact: bool = True
     """Whether no lossy mode touched any of its tokens so far."""
 
@@ -65,13 +66,17 @@ class Sequence:
         return len(self.tokens) - self.cache.num_stored
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it did not fit even alone, and has gained no token since."""
+        return self.num_output == self.num_when_stuck
+
+    @property
     def urgency(self) -> tuple[bool, int, int]:
         """Sorts what comes first to the front: high priority, then early arrival.
 
-        What did not fit even alone lets others go first until it gains a token.
+        What is stuck lets others go first.
         """
-        is_stuck = self.num_output == self.num_when_stuck
-        return is_stuck, -self.request.priority, self.number
+        return self.is_stuck, -self.request.priority, self.number
 
     def permits(self, mode: CacheMode) -> bool:
         """Whether its request permits a mode."""

@@ -33,6 +33,8 @@ from adaptive_kv.events import Event, OomAverted, SequenceParked, SequenceResume
 from adaptive_kv.policy import CacheMode, Reading
 
 _IDLE_S = 0.1
+_RETRY_S = 1.0
+"""How long a sequence that did not fit even alone waits before it is tried again."""
 _log = structlog.get_logger(__name__)
 
 
@@ -182,6 +184,8 @@ class Worker:
         Alone it may start if it would fit in any mode below: making room is then a matter of
         going down.
         """
+        if sequence.is_stuck and self._clock() - sequence.stuck_s < _RETRY_S:
+            return False
         own = self._controller.mode_for(sequence.request.allow, mode)
         assert own is not None, "refused when it came in"
         if self._scheduler.running:

@@ -110,6 +110,23 @@ def test_slabs_taken_since_the_sample_are_not_free_any_more(tmp_path: Path) -> N
     assert stand.status.memory.free_bytes == before_bytes - stand.store.held_bytes
 
 
+def test_a_slab_taken_while_a_sample_was_on_its_way_counts_as_not_in_it(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "memory.json", 8 * MIB)
+    stand = make_stand(memory={"source": f"file:{memory.path}", "floor": 0})
+    stand.engine.worker.step()
+
+    def sample_and_permit(_: int) -> bool:
+        memory.write(stand.store.held_bytes)
+        stand.engine.sensor.poll()
+        return False
+
+    stand.faults.failing = sample_and_permit
+    stand.post(prompt(200), 30)
+    for _ in range(25):
+        stand.engine.worker.step()
+        assert _read(stand).memory.free_bytes <= memory.free_bytes(stand.store.held_bytes)
+
+
 def test_a_budget_is_all_the_memory_there_is() -> None:
     limit_bytes = weights_bytes() + 4 * MIB
     stand = make_stand(memory={"source": "budget", "budget": limit_bytes, "floor": 64 * KIB})

@@ -9,6 +9,7 @@ from engines import (
     EXACT,
     KIB,
     LADDER,
+    STEP_S,
     Faults,
     Stand,
     check,
@@ -96,7 +97,7 @@ def test_while_no_memory_comes_requests_wait_then_get_503_and_later_ones_are_ser
 
 
 def test_memory_that_comes_back_in_time_lets_everyone_finish() -> None:
-    stand = make_stand(faults=Faults(lambda n: 20 <= n < 200), cache=EXACT)
+    stand = make_stand(faults=Faults(lambda n: 20 <= n < 60), cache=EXACT)
     for n in (40, 90, 15):
         stand.post(prompt(n, seed=n), 12)
     with faulty_attention(stand.faults):
@@ -104,6 +105,14 @@ def test_memory_that_comes_back_in_time_lets_everyone_finish() -> None:
     assert all(is_as_wanted(stand, id_) for id_ in stand.requests)
     assert len(stand.of_type(SequenceParked)) == len(stand.of_type(SequenceResumed)) > 0
     check_empty(stand)
+
+
+def test_who_cannot_go_on_even_alone_is_not_tried_again_at_full_speed() -> None:
+    stand = make_stand(faults=Faults(lambda n: n > 20), server={"max_wait_s": 1000})
+    stand.post(prompt(40), 30)
+    stand.step(100)
+    num_tries = len(stand.of_type(SequenceResumed))
+    assert 2 < num_tries <= 100 * STEP_S + 2
 
 
 def test_an_error_of_another_kind_is_not_taken_for_a_lack_of_memory() -> None:
