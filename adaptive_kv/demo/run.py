@@ -23,6 +23,8 @@ from adaptive_kv.errors import AdaptiveKVError, ConfigError
 from adaptive_kv.sensors.choose import make_sensors
 
 _START_S = 100.0
+_GPU_FILES = ("nvidia*", "nvhost*", "nvgpu*", "nvmap", "dxg")
+"""In /dev: of desktop and server GPUs, of Jetson boards, of WSL."""
 
 
 def run_demo(report: Path, pace: Pace | None = None) -> int:
@@ -61,7 +63,10 @@ def _interruptible() -> Iterator[None]:
 
 
 def _device() -> str:
-    import torch  # noqa: PLC0415 - commands that only fail need not load it
+    """`cpu` or `cuda:0`; torch is slow to load, and only asked where there could be a GPU."""
+    if not any(file for name in _GPU_FILES for file in Path("/dev").glob(name)):
+        return "cpu"
+    import torch  # noqa: PLC0415 - see above
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 

@@ -34,7 +34,7 @@ class Pace:
     after_s: float = 6.0
     max_wait_s: float = 40.0
     """For anything that the run waits for."""
-    max_total_s: float = 110.0
+    max_total_s: float = 100.0
     """From then on nothing is waited for but the last answers, and the rest goes faster."""
 
 
