@@ -115,12 +115,15 @@ def test_a_slab_taken_while_a_sample_was_on_its_way_counts_as_not_in_it(tmp_path
     stand = make_stand(memory={"source": f"file:{memory.path}", "floor": 0})
     stand.engine.worker.step()
 
-    def sample_and_permit(_: int) -> bool:
-        memory.write(stand.store.held_bytes)
-        stand.engine.sensor.poll()
-        return False
+    held_bytes = 0
 
-    stand.faults.failing = sample_and_permit
+    def sample_as_it_was_before() -> None:
+        nonlocal held_bytes
+        memory.write(held_bytes)
+        stand.engine.sensor.poll()
+        held_bytes = stand.store.held_bytes
+
+    stand.faults.on_slab = sample_as_it_was_before
     stand.post(prompt(200), 30)
     for _ in range(25):
         stand.engine.worker.step()
