@@ -175,7 +175,8 @@ class _Suite:
 
 
 def _told(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()[:_MAX_ERROR_CHARS]
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return text.removeprefix(f"{type(error).__module__}.")[:_MAX_ERROR_CHARS]
 
 
 def _moment(reading: Reading) -> str:
