@@ -64,11 +64,11 @@ $(VENV)/.torch-$(TORCH): $(VENV)/.python
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch-$(TORCH) pyproject.toml
-	@$(PIP) --quiet -e . >&2
+	@$(PIP) --quiet -e '.[demo]' >&2
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
-	@$(PIP) --quiet -e '.[test]' >&2
+	@$(PIP) --quiet -e '.[demo,test]' >&2
 	@touch $@ $(VENV)/.installed
 
 # The tests talk to a real broker and build a driver of their own. Without the right to install

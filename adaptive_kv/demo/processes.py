@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -139,21 +140,41 @@ def serving(folder: Path, device: str, room: Room, mqtt_url: str | None) -> Iter
 
 @contextmanager
 def broker(folder: Path) -> Iterator[str | None]:
-    """The address of a mosquitto of our own; None where there is none."""
+    """The address of a broker of our own; None where there is neither mosquitto nor amqtt."""
+    port = _free_port()
+    command = _mosquitto(folder, port) or _amqtt(folder, port)
+    if command is None:
+        yield None
+        return
+    process = _started(command, stderr=subprocess.DEVNULL)
+    with ended(process):
+        yield f"mqtt://127.0.0.1:{port}" if _answers(port) else None
+
+
+def _mosquitto(folder: Path, port: int) -> list[str] | None:
     found = shutil.which(
         "mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin"
     )
     if found is None:
-        yield None
-        return
-    port, config = _free_port(), folder / "mosquitto.conf"
+        return None
+    config = folder / "mosquitto.conf"
     user = "user root\n" if os.geteuid() == 0 else ""
     config.write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\n{user}", "utf-8"
     )
-    process = _started([found, "-c", str(config)], stderr=subprocess.DEVNULL)
-    with ended(process):
-        yield f"mqtt://127.0.0.1:{port}" if _answers(port) else None
+    return [found, "-c", str(config)]
+
+
+def _amqtt(folder: Path, port: int) -> list[str] | None:
+    """The broker that `pip install adaptive-kv[demo]` brings; speaks MQTT 3.1.1."""
+    if find_spec("amqtt") is None:
+        return None
+    config = folder / "amqtt.yaml"
+    listener = {"type": "tcp", "bind": f"127.0.0.1:{port}"}
+    anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+    document = {"listeners": {"default": listener}, "plugins": anonymous}
+    config.write_text(json.dumps(document), "utf-8")  # JSON is YAML
+    return [sys.executable, "-m", "amqtt.scripts.broker_script", "-c", str(config)]
 
 
 class Squeezer:

@@ -82,7 +82,7 @@ def _run(timeline: Timeline, screen: Screen, pace: Pace) -> AdaptiveKVError | No
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="adaptive-kv-demo-")))
         url = stack.enter_context(broker(folder))
         if url is None:
-            screen.tell("mosquitto is not installed: nobody listens over MQTT")
+            screen.tell("neither mosquitto nor amqtt is installed: nobody listens over MQTT")
         stack.enter_context(following_mqtt(url, timeline))
         screen.tell("the service starts")
         service = stack.enter_context(serving(folder, timeline.device, room, url))
