@@ -21,8 +21,9 @@ busy machine blurs less."""
 _METHOD = """\
 {cpu}, {threads} thread(s), Python {python}, torch {torch}, transformers {transformers}. All
 contenders take turns of {turn_tokens} tokens per sequence in each of {num_rounds} rounds; ratios
-are taken within a round; shown are medians. Prefill is not measured. The machine was not idle:
-read the ratios, not the tokens per second."""
+are taken within a round; shown are medians. Prefill is not measured. The engine follows the policy
+`fixed` on a ladder of `full` and the mode measured. The machine was not idle: read the ratios, not
+the tokens per second."""
 
 _BATCH = """\
 The best case of `generate`: all prompts are there at once and of equal length, none joins or
