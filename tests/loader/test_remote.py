@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from loader.processes import is_running
 
 from adaptive_kv.controller import Controller
 from adaptive_kv.controller.asking import MAX_FAULTS
@@ -96,14 +97,6 @@ def _end(policy: RemotePolicy) -> None:
     policy.close()
     assert policy.join(PATIENCE_S)
     assert policy._child is None
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in {"Z", "X"}
 
 
 def is_own_child(pid: int) -> bool:
