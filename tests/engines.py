@@ -341,6 +341,9 @@ def check(stand: Stand) -> None:
     everyone = scheduler.everyone
     assert sum(s.cache.used_bytes for s in everyone) == store.used_bytes
     assert all(s.cache.used_bytes == 0 for s in scheduler.waiting)
+    groups = range(len(store.groups))
+    pages = [page for s in everyone for group in groups for page in s.cache.pages(group)]
+    assert all(page.num_tokens for page in pages), "a step left pages behind that it did not fill"
     assert all(s.permits(s.mode) for s in everyone)
     assert len({s.id for s in everyone}) == len(everyone)
     limit_bytes = store.budget.limit_bytes

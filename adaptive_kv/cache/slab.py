@@ -56,6 +56,10 @@ class Budget:
             room_bytes = min(room_bytes, self.allowance_bytes)
         return max(0, room_bytes)
 
+    def permits(self, num_bytes: int) -> bool:
+        """Whether the limit permits to take so much more."""
+        return self.limit_bytes is None or self.used_bytes + num_bytes <= self.limit_bytes
+
     @contextmanager
     def workspace(self, num_bytes: int) -> Iterator[None]:
         """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
@@ -83,7 +87,8 @@ class Budget:
             self.allowance_bytes += num_bytes
 
     def _check(self, what: str, num_bytes: int) -> None:
-        if self.limit_bytes is not None and self.used_bytes + num_bytes > self.limit_bytes:
+        if not self.permits(num_bytes):
+            assert self.limit_bytes is not None
             raise MemoryLimitError(what, num_bytes, max(0, self.limit_bytes - self.used_bytes))
 
 

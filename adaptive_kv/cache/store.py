@@ -149,7 +149,8 @@ class PageStore:
         Counts free pages and the slabs that may still be taken.
         """
         free_bytes = sum(pages.free_bytes for pages in self.groups)
-        return num_bytes <= free_bytes + self.budget.room_bytes(reserve_bytes)
+        room_bytes = self.budget.room_bytes(reserve_bytes)
+        return self.budget.permits(reserve_bytes) and num_bytes <= free_bytes + room_bytes
 
     @property
     def epoch(self) -> int:

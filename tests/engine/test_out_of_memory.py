@@ -9,6 +9,7 @@ from engines import (
     EXACT,
     KIB,
     LADDER,
+    MIB,
     STEP_S,
     Faults,
     Stand,
@@ -21,6 +22,7 @@ from engines import (
 )
 from models import prompt
 
+from adaptive_kv.engine.sequence import State
 from adaptive_kv.events import OomAverted, SequenceParked, SequenceResumed
 
 
@@ -142,6 +144,16 @@ def test_a_request_that_never_fits_waits_for_its_time_and_delays_nobody() -> Non
     stand.step()
     assert stand.failed(large).refusal.code == "out_of_memory"
     check_empty(stand)
+
+
+def test_a_whole_prefix_that_cannot_fit_is_never_started() -> None:
+    stand = make_stand(memory={"budget": weights_bytes() + MIB, "floor": 0})
+    whole = stand.post(prompt(900), 5, allow=["disabled"])
+    other = stand.post(prompt(30), 5)
+    stand.step(30)
+    assert stand.finished(other)
+    assert stand.sequence(whole).state is State.WAITING
+    assert not stand.of_type(SequenceParked)
 
 
 def test_a_sequence_that_fits_by_the_numbers_but_not_on_the_device_lets_others_go_first() -> None:
