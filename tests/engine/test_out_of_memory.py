@@ -147,7 +147,7 @@ def test_a_request_that_never_fits_waits_for_its_time_and_delays_nobody() -> Non
 
 
 def test_a_whole_prefix_that_cannot_fit_is_never_started() -> None:
-    stand = make_stand(memory={"budget": weights_bytes() + MIB, "floor": 0})
+    stand = make_stand(memory={"budget": weights_bytes() + 6 * MIB, "floor": 0})
     whole = stand.post(prompt(900), 5, allow=["disabled"])
     other = stand.post(prompt(30), 5)
     stand.step(30)
