@@ -34,8 +34,12 @@ def loaded_by(script: str) -> set[str]:
         "adaptive_kv.log",
         "adaptive_kv.policy",
         "adaptive_kv.testing",
+        "adaptive_kv.loader.child",
+        "adaptive_kv_policies.fair",
         "adaptive_kv_policies.fixed",
+        "adaptive_kv_policies.forecast",
         "adaptive_kv_policies.ladder",
+        "adaptive_kv_policies.latency_guard",
     ],
 )
 def test_loads_no_tensor_library(module: str) -> None:
