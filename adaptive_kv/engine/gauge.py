@@ -1,12 +1,13 @@
 """Builds the reading: one immutable snapshot of memory, latency, load and costs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 from adaptive_kv.cache import costs
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.controller import Controller
+from adaptive_kv.engine.cost_table import CostTable
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.scheduler import Scheduler
@@ -96,17 +97,26 @@ class Gauge:
             tokens_per_s=self._meter.tokens_per_s(now_s),
         )
 
-    def costs(self, modes: set[CacheMode], sequences: Seq[Sequence]) -> Mapping[CacheMode, Cost]:
-        """What each mode would cost for these sequences."""
-        return {mode: self._cost(mode, sequences) for mode in modes}
+    def costs(self, modes: Iterable[CacheMode], sequences: Seq[Sequence]) -> CostTable:
+        """What each mode would cost for these sequences as they are now."""
+        sizes = tuple((len(s.tokens), s.cache.gap_stops) for s in sequences)
+        token_s = self._meter.token_s_by_mode()
+
+        def cost(mode: CacheMode) -> Cost:
+            transient_bytes = self._transient_bytes(mode, [num for num, _ in sizes])
+            pages_bytes = sum(self._pages_bytes(mode, *size) for size in sizes)
+            return Cost(
+                bytes=pages_bytes + transient_bytes,
+                transient_bytes=transient_bytes,
+                token_s=token_s.get(mode),
+                exact=mode.is_exact,
+            )
+
+        return CostTable(modes, cost)
 
     def pages_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
         """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""
-        keep, num_tokens = self._store.keep, len(sequence.tokens)
-        return sum(
-            costs.page_bytes(mode, num_tokens, group, keep, gap_stop)
-            for group, gap_stop in zip(self._model.groups, sequence.cache.gap_stops, strict=True)
-        )
+        return self._pages_bytes(mode, len(sequence.tokens), sequence.cache.gap_stops)
 
     def workspace_bytes(self, num_new: int, num_logits: int, longest: int) -> int:
         """A bound of what a step needs besides pages."""
@@ -142,18 +152,18 @@ class Gauge:
             num_tokens //= 2
         return num_tokens
 
-    def _cost(self, mode: CacheMode, sequences: Seq[Sequence]) -> Cost:
-        lengths = [len(sequence.tokens) for sequence in sequences]
-        longest = max(lengths, default=0)
-        num_new = longest if mode.is_disabled else len(lengths)  # whole prefixes take turns
-        transient_bytes = self.workspace_bytes(num_new, len(lengths), longest) if lengths else 0
-        pages_bytes = sum(self.pages_bytes(mode, sequence) for sequence in sequences)
-        return Cost(
-            bytes=pages_bytes + transient_bytes,
-            transient_bytes=transient_bytes,
-            token_s=self._meter.token_s(mode),
-            exact=mode.is_exact,
+    def _pages_bytes(self, mode: CacheMode, num_tokens: int, gap_stops: tuple[int, ...]) -> int:
+        keep = self._store.keep
+        return sum(
+            costs.page_bytes(mode, num_tokens, group, keep, gap_stop)
+            for group, gap_stop in zip(self._model.groups, gap_stops, strict=True)
         )
+
+    def _transient_bytes(self, mode: CacheMode, lengths: Seq[int]) -> int:
+        if not lengths:
+            return 0
+        num_new = max(lengths) if mode.is_disabled else len(lengths)  # whole prefixes take turns
+        return self.workspace_bytes(num_new, len(lengths), max(lengths))
 
 
 def _modes(controller: Controller) -> set[CacheMode]:

@@ -1,6 +1,7 @@
 """Latency and throughput as running sequences see them."""
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import median, quantiles
 
 from adaptive_kv.policy import CacheMode, Latency
@@ -15,6 +16,7 @@ class Meter:
     def __init__(self) -> None:
         self._token_s: deque[float] = deque(maxlen=_NUM_SAMPLES)
         self._by_mode: dict[CacheMode, deque[float]] = {}
+        self._typical_s: Mapping[CacheMode, float] = {}
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
 
@@ -28,7 +30,9 @@ class Meter:
         self._num_finished += num_tokens
         if len(decoded) == 1:  # a mixed step says nothing about one mode
             mode = next(iter(decoded))
-            self._by_mode.setdefault(mode, deque(maxlen=_NUM_SAMPLES // 4)).append(duration_s)
+            seen = self._by_mode.setdefault(mode, deque(maxlen=_NUM_SAMPLES // 4))
+            seen.append(duration_s)
+            self._typical_s = {**self._typical_s, mode: median(seen)}
 
     def latency(self) -> Latency:
         """Seconds per token over the last steps."""
@@ -40,10 +44,9 @@ class Meter:
         p95_s = quantiles(self._token_s, n=20, method="inclusive")[-1]
         return Latency(token_s=newest, p50_s=median(self._token_s), p95_s=p95_s)
 
-    def token_s(self, mode: CacheMode) -> float | None:
-        """Seconds per token last seen in a mode; None before it was used."""
-        seen = self._by_mode.get(mode)
-        return median(seen) if seen else None
+    def token_s_by_mode(self) -> Mapping[CacheMode, float]:
+        """Seconds per token last seen in each mode that was used; never changes afterwards."""
+        return self._typical_s
 
     def tokens_per_s(self, now_s: float) -> float:
         """Tokens of all sequences over the last seconds."""

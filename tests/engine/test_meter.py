@@ -11,7 +11,7 @@ FULL, INT4 = CacheMode("full"), CacheMode("int4")
 def test_nothing_is_known_before_the_first_token() -> None:
     meter = Meter()
     assert meter.latency() == Latency(token_s=None, p50_s=None, p95_s=None)
-    assert meter.token_s(FULL) is None
+    assert meter.token_s_by_mode() == {}
     assert meter.tokens_per_s(5.0) == 0.0
 
 
@@ -36,7 +36,7 @@ def test_latency_of_a_mode_comes_from_steps_in_that_mode_alone() -> None:
     meter.add_step(1.0, 0.1, {FULL: 3})
     meter.add_step(2.0, 0.9, {FULL: 1, INT4: 1})
     meter.add_step(3.0, 0.2, {INT4: 1})
-    assert (meter.token_s(FULL), meter.token_s(INT4)) == (0.1, 0.2)
+    assert meter.token_s_by_mode() == {FULL: 0.1, INT4: 0.2}
 
 
 def test_throughput_counts_all_sequences_of_the_last_seconds_and_fades() -> None:
