@@ -10,6 +10,7 @@ from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.config import Settings
 from adaptive_kv.controller import Controller
+from adaptive_kv.engine.admission import Admission
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
@@ -18,6 +19,7 @@ from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
+from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.engine.text import PromptEncoder
@@ -123,8 +125,9 @@ def build_engine(
         switcher=switcher,
         meter=meter,
         desk=desk,
+        admission=Admission(scheduler, controller, store, gauge, emit, clock),
+        rescue=Rescue(store, controller, scheduler, switcher, emit, clock),
         mailbox=mailbox,
-        emit=emit,
         max_age_s=settings.memory.max_age_s,
         clock=clock,
     )

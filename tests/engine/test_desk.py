@@ -180,7 +180,7 @@ def test_a_parked_request_can_be_cancelled() -> None:
     stand = make_stand()
     id_ = stand.post(_PROMPT, 8)
     stand.step(2)
-    stand.engine.worker._park_last(0)
+    stand.engine.worker._rescue.park_last(0)
     stand.cancel(id_)
     stand.step()
     check_empty(stand)
@@ -242,7 +242,7 @@ def test_who_was_parked_waits_from_then_on() -> None:
     id_ = stand.post(_PROMPT, 12)
     stand.step(3)
     stand.clock.ahead_s += 31
-    stand.engine.worker._park_last(0)
+    stand.engine.worker._rescue.park_last(0)
     stand.step(2)
     assert id_ not in stand.ends
     assert stand.of_type(SequenceResumed)[0].parked_s < 30
@@ -257,7 +257,7 @@ def test_who_is_parked_again_and_again_without_a_new_token_waits_on() -> None:
         stand.step(2)
         if id_ in stand.ends:
             break
-        stand.engine.worker._park_last(0)
+        stand.engine.worker._rescue.park_last(0)
         stand.clock.ahead_s += 10
     assert stand.failed(id_).refusal.code == "out_of_memory"
 
@@ -347,7 +347,7 @@ def test_the_newest_and_least_important_is_parked_first_and_resumes_last() -> No
     }
     stand.step(2)
     for _ in names:
-        stand.engine.worker._park_last(0)
+        stand.engine.worker._rescue.park_last(0)
     stand.run()
     order = [event.sequence for event in stand.of_type(SequenceParked)]
     back = [event.sequence for event in stand.of_type(SequenceResumed)]

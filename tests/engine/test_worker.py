@@ -78,7 +78,7 @@ def test_parking_at_random_steps_changes_no_token(seed: int) -> None:
     while stand.unfinished:
         stand.step()
         if rng.random() < 0.25:
-            stand.engine.worker._park_last(0)
+            stand.engine.worker._rescue.park_last(0)
             check(stand)
         assert stand.num_steps < 300
     _assert_all_as_generate(stand)

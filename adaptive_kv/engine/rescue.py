@@ -1,0 +1,90 @@
+"""What is done when memory runs out: go down the ladder, and park what still does not fit."""
+
+import time
+from collections.abc import Callable
+
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.controller import Controller, Orders
+from adaptive_kv.engine.batch import OutOfMemory, check_shortage
+from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.switcher import Switcher
+from adaptive_kv.events import Event, OomAverted, SequenceParked
+from adaptive_kv.policy import Reading
+
+
+class Rescue:
+    """Makes room, whatever the policy says; `clock` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        store: PageStore,
+        controller: Controller,
+        scheduler: Scheduler,
+        switcher: Switcher,
+        emit: Callable[[Event], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.is_short = False
+        """Whether something was parked since the last step that went well."""
+        self._store = store
+        self._controller = controller
+        self._scheduler = scheduler
+        self._switcher = switcher
+        self._emit = emit
+        self._clock = clock
+
+    def order(self, orders: Orders, reading: Reading) -> None:
+        """Set what was ordered: how much slabs may take, and the modes, which pages follow."""
+        missing_bytes = min(0, reading.memory.headroom_bytes)
+        self._store.budget.allowance_bytes = orders.allowance_bytes or missing_bytes
+        modes = {s: orders.modes.get(s.id, s.mode) for s in self._scheduler.running}
+        self._switcher.order(orders.mode, modes, orders.reason_text)
+
+    def make_room(self, shortage: OutOfMemory, read: Callable[[], Reading]) -> None:
+        """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
+        before_bytes, freed_bytes = self._taken_bytes(shortage), 0
+        while freed_bytes < shortage.needed_bytes:
+            reading = read()
+            orders = self._controller.step_down(reading)
+            if orders is None:
+                break
+            self.order(orders, reading)
+            self._convert_everything()
+            freed_bytes = before_bytes - self._taken_bytes(shortage)
+        self._emit(
+            OomAverted(
+                to_mode=self._controller.mode,
+                needed_bytes=shortage.needed_bytes,
+                freed_bytes=freed_bytes,
+            )
+        )
+
+    def park_last(self, needed_bytes: int) -> None:
+        """Drop the pages of the sequence that is last in line; it waits and resumes later."""
+        sequence = self._scheduler.last_in_line()
+        if sequence is None:
+            return
+        freed_bytes = sequence.cache.used_bytes
+        sequence.cache.drop()
+        self._switcher.forget(sequence)
+        self._scheduler.park(sequence, self._clock())
+        self._store.compact(needed_bytes)
+        self.is_short = True
+        self._emit(
+            SequenceParked(
+                sequence=sequence.id,
+                num_tokens=len(sequence.tokens),
+                freed_bytes=freed_bytes,
+                reason="memory",
+            )
+        )
+
+    def _taken_bytes(self, shortage: OutOfMemory) -> int:
+        """How much is taken of what was short."""
+        return self._store.used_bytes if shortage.is_of_pages else self._store.held_bytes
+
+    def _convert_everything(self) -> None:
+        try:
+            self._switcher.advance(self._scheduler.running, is_urgent=True)
+        except RuntimeError as error:
+            check_shortage(error)
