@@ -58,7 +58,7 @@ class OomAverted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Oom(Event):
-    """A sequence could not be kept even alone in the smallest permitted mode."""
+    """A sequence waited in vain for memory and was refused."""
 
     type = "oom"
     sequence: str

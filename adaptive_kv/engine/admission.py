@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.controller import Controller
+from adaptive_kv.engine import refusals
 from adaptive_kv.engine.gauge import MIN_STEP_TOKENS, Gauge
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.sequence import Sequence, State
-from adaptive_kv.events import Event, SequenceResumed
+from adaptive_kv.errors import Refusal
+from adaptive_kv.events import Event, Oom, SequenceResumed
 from adaptive_kv.policy import CacheMode
 
 _RETRY_S = 1.0
@@ -25,8 +27,11 @@ class Admission:
         store: PageStore,
         gauge: Gauge,
         emit: Callable[[Event], None],
+        *,
+        max_wait_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._max_wait_s = max_wait_s
         self._scheduler = scheduler
         self._controller = controller
         self._store = store
@@ -41,6 +46,22 @@ class Admission:
                 self._report_resumed(sequence)
             sequence.state = State.RUNNING
             sequence.cache.mode = self._own_mode(sequence, mode)
+
+    def expire(self, refuse: Callable[[Sequence, Refusal], None]) -> None:
+        """Refuse what has waited or been parked for too long."""
+        now_s = self._clock()
+        for sequence in list(self._scheduler.waiting):
+            if now_s - sequence.since_s > self._max_wait_s:
+                refuse(sequence, self._why_not(sequence))
+
+    def _why_not(self, sequence: Sequence) -> Refusal:
+        """Memory, or only that others were first."""
+        is_full = len(self._scheduler.running) >= self._scheduler.max_running
+        if is_full and sequence.state is State.WAITING:
+            return refusals.no_place(self._max_wait_s)
+        needed_bytes = self._gauge.pages_bytes(sequence.mode, sequence)
+        self._emit(Oom(sequence=sequence.id, needed_bytes=needed_bytes))
+        return refusals.no_room(self._max_wait_s)
 
     def _fits(self, sequence: Sequence, mode: CacheMode) -> bool:
         """Whether a sequence fits beside those that run, with what these still need and a slab.

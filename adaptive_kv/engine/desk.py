@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.controller import Controller
+from adaptive_kv.engine import refusals
 from adaptive_kv.engine.mailbox import (
     BeginDrain,
     Cancel,
@@ -55,7 +56,6 @@ class Desk:
         vocabulary: Vocabulary,
         *,
         max_context: int,
-        max_wait_s: float,
         emit: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,7 +66,6 @@ class Desk:
         self._store = store
         self._vocabulary = vocabulary
         self._max_context = max_context
-        self._max_wait_s = max_wait_s
         self._emit = emit
         self._clock = clock
         self._num_requests = 0
@@ -90,13 +89,6 @@ class Desk:
         self._mailbox.reply(replies)
         return ended
 
-    def expire(self) -> None:
-        """Refuse what has waited or been parked for too long."""
-        now_s = self._clock()
-        for sequence in list(self._scheduler.waiting):
-            if now_s - sequence.since_s > self._max_wait_s:
-                self.refuse(sequence, _no_room(self._max_wait_s))
-
     def refuse(self, sequence: Sequence, refusal: Refusal) -> None:
         """End a sequence with an error; its neighbours go on."""
         self._end(sequence)
@@ -105,11 +97,11 @@ class Desk:
     def refuse_broken(self, sequences: Seq[Sequence]) -> None:
         """End sequences whose logits are no numbers; only they are at fault."""
         for sequence in sequences:
-            self.refuse(sequence, _broken())
+            self.refuse(sequence, refusals.broken())
 
     def fail_everyone(self) -> None:
         """The worker is lost: tell everyone who waits."""
-        refusal = Refusal("the engine failed", 500, "server_error", None, "engine_failed")
+        refusal = refusals.failed()
         ids = [sequence.id for sequence in self._scheduler.everyone]
         ids += [mail.id for mail in self._mailbox.collect() if isinstance(mail, Request)]
         self._mailbox.reply([Failed(request_id=id_, refusal=refusal) for id_ in ids])
@@ -132,11 +124,11 @@ class Desk:
     def _open(self, request: Request) -> None:
         mode = self._controller.mode_for(request.allow, self._controller.mode)
         if self.is_draining:
-            self._reject(request.id, _draining())
+            self._reject(request.id, refusals.draining())
         elif mode is None:
-            self._reject(request.id, _no_mode(request))
+            self._reject(request.id, refusals.no_mode(request))
         elif len(request.prompt_ids) >= self._max_context:
-            self._reject(request.id, _too_long(request, self._max_context))
+            self._reject(request.id, refusals.too_long(request, self._max_context))
         else:
             self._scheduler.add(self._make_sequence(request, SequenceCache(self._store, mode)))
 
@@ -208,30 +200,3 @@ def _delta(
     sequence: Sequence, text: str, token_id: int, logprobs: tuple[TokenLogprob, ...]
 ) -> Reply:
     return Delta(request_id=sequence.id, text=text, token_ids=(token_id,), logprobs=logprobs)
-
-
-def _broken() -> Refusal:
-    message = "the model's logits for this request are not finite"
-    return Refusal(message, 500, "server_error", None, "logits_not_finite")
-
-
-def _draining() -> Refusal:
-    message = "the service is shutting down; ask another one"
-    return Refusal(message, 503, "server_error", None, "draining", 5.0)
-
-
-def _no_room(max_wait_s: float) -> Refusal:
-    message = f"no memory became free for this request within {max_wait_s:g} s; try again later"
-    return Refusal(message, 503, "server_error", None, "out_of_memory", max_wait_s)
-
-
-def _no_mode(request: Request) -> Refusal:
-    modes = ", ".join(sorted(request.allow or ()))
-    message = f"none of the allowed modes ({modes}) can be used with this model"
-    return Refusal(message, 400, "invalid_request_error", "adaptive_kv.allow", "invalid_mode")
-
-
-def _too_long(request: Request, max_context: int) -> Refusal:
-    message = f"the prompt has {len(request.prompt_ids)} tokens; the context is {max_context}"
-    code = "context_length_exceeded"
-    return Refusal(message, 400, "invalid_request_error", "messages", code)

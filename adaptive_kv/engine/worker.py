@@ -140,7 +140,7 @@ class Worker:
     # Schedule
 
     def _admit(self, orders: Orders) -> None:
-        self._desk.expire()
+        self._admission.expire(self._desk.refuse)
         if orders.admit and not (self._rescue.is_short and self._scheduler.running):
             self._admission.admit(orders.mode)
 

@@ -228,7 +228,7 @@ def test_who_waits_too_long_gets_503_with_a_time_to_come_back() -> None:
     stand.clock.ahead_s += 31
     stand.step()
     refusal = stand.failed(waiting).refusal
-    assert (refusal.status, refusal.code) == (503, "out_of_memory")
+    assert (refusal.status, refusal.code) == (503, "overloaded")
     assert refusal.retry_after_s == 30
     assert stand.of_type(RequestRejected) == [
         RequestRejected(request=waiting, code="out_of_memory")

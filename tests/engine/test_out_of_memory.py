@@ -23,7 +23,7 @@ from engines import (
 from models import prompt
 
 from adaptive_kv.engine.sequence import State
-from adaptive_kv.events import OomAverted, SequenceParked, SequenceResumed
+from adaptive_kv.events import Oom, OomAverted, SequenceParked, SequenceResumed
 
 
 def _scenario(faults: Faults, ladder: tuple[str, ...]) -> Stand:
@@ -89,6 +89,7 @@ def test_while_no_memory_comes_requests_wait_then_get_503_and_later_ones_are_ser
     for id_ in ids:
         refusal = stand.failed(id_).refusal
         assert (refusal.status, refusal.code) == (503, "out_of_memory")
+    assert {event.sequence for event in stand.of_type(Oom)} == set(ids)
         assert refusal.retry_after_s
     check_empty(stand)
     stand.faults.failing = lambda _: False
