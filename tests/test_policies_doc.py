@@ -75,7 +75,9 @@ def test_it_runs_after_its_first_eleven_lines(folder: Path) -> None:
     shown = re.search(r'"policy": \{"name": "([^"]+)", "status": "([^"]+)"', ask)
     assert policy is not None
     assert shown is not None
-    with serving(folder, "--policy", policy[1]) as served:
+    config = folder / "patient.toml"  # however busy the machine is
+    config.write_text("[policy]\ndeadline_s = 60\n")
+    with serving(folder, "--config", str(config), "--policy", policy[1]) as served:
         answer = httpx.post(f"{served.url}/v1/completions", json={"prompt": "a", "max_tokens": 8})
         assert answer.status_code == 200
         status = httpx.get(f"{served.url}/status").json()["policy"]

@@ -45,8 +45,10 @@ def test_requests_are_answered_and_the_ladder_takes_over(tmp_path: Path, kind: s
 def test_a_service_that_ends_takes_its_policy_along(tmp_path: Path) -> None:
     policy = tmp_path / "fine.py"
     policy.write_text("def decide(now):\n    return None\n")
+    config = tmp_path / "patient.toml"
+    config.write_text("[policy]\ndeadline_s = 60\n")
     for ending in (signal.SIGTERM, signal.SIGKILL):
-        with serving(tmp_path, "--policy", str(policy)) as served:
+        with serving(tmp_path, "--config", str(config), "--policy", str(policy)) as served:
             status = httpx.get(f"{served.url}/status").json()["policy"]
             assert (status["name"], status["status"]) == ("fine.py", "ok")
             (child,) = children(served.process.pid)
