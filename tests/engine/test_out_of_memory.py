@@ -89,8 +89,8 @@ def test_while_no_memory_comes_requests_wait_then_get_503_and_later_ones_are_ser
     for id_ in ids:
         refusal = stand.failed(id_).refusal
         assert (refusal.status, refusal.code) == (503, "out_of_memory")
-    assert {event.sequence for event in stand.of_type(Oom)} == set(ids)
         assert refusal.retry_after_s
+    assert {event.sequence for event in stand.of_type(Oom)} == set(ids)
     check_empty(stand)
     stand.faults.failing = lambda _: False
     later = stand.post(prompt(40), 5)
