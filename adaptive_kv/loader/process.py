@@ -106,7 +106,8 @@ class Child:
         status = self._end()
         if status >= 0:
             return f"its process ended with status {status}"
-        return f"its process was ended by {signal.Signals(-status).name}"
+        known = {each.value: each.name for each in signal.Signals}
+        return f"its process was ended by {known.get(-status, f'signal {-status}')}"
 
     def _end(self) -> int:
         """Kill it and all it has started, wait until it is gone; its exit status."""

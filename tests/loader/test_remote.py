@@ -137,6 +137,7 @@ HOSTILE = {
     "exits": ("sys.exit(3)", "ended with status 3"),
     "exits at once": ("os._exit(4)", "ended with status 4"),
     "kills itself": ("os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+    "ends oddly": ("os.kill(os.getpid(), 40)", "ended by signal 40"),
     "writes everywhere": (
         WRITE.format(b"garbage\n") + "time.sleep(10_000)",
         "wrote garbage",
