@@ -230,9 +230,7 @@ def test_who_waits_too_long_gets_503_with_a_time_to_come_back() -> None:
     refusal = stand.failed(waiting).refusal
     assert (refusal.status, refusal.code) == (503, "overloaded")
     assert refusal.retry_after_s == 30
-    assert stand.of_type(RequestRejected) == [
-        RequestRejected(request=waiting, code="out_of_memory")
-    ]
+    assert stand.of_type(RequestRejected) == [RequestRejected(request=waiting, code="overloaded")]
     stand.run()
     assert stand.finished(running), "who runs may take its time"
 
