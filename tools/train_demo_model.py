@@ -1,6 +1,6 @@
 """Trains the demo model from the text of the running Python installation and exports it.
 
-Example: python tools/train_demo_model.py --minutes 80 --work /tmp/demo-training
+Example: python tools/train_demo_model.py --minutes 80 --work demo-training
 """
 
 import argparse

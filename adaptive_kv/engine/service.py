@@ -19,6 +19,7 @@ from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
+from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.switcher import Switcher
@@ -84,20 +85,8 @@ def build_engine(
     model = loaded.model
     budget = Budget(settings.memory.budget, model.weights_bytes)
     _check_budget(loaded, settings)
-    store = PageStore(
-        model.groups,
-        keep=Keep(settings.cache.sinks, settings.cache.recent),
-        slab_bytes=settings.cache.slab,
-        budget=budget,
-        device=model.device,
-    )
-    sources = make_sources(settings.memory, str(model.device), lambda: budget.kept_bytes)
-    sensor = SensorPoller(
-        sources.sensors,
-        poll_hz=settings.memory.poll_hz,
-        events=events,
-        telemetry=sources.telemetry,
-    )
+    store = _store(settings, model, budget)
+    sensor = _sensor(settings, model, budget, events)
     controller = _controller(settings, loaded, emit)
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
     meter = Meter()
@@ -149,6 +138,26 @@ def build_engine(
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),
         sensor=sensor,
+    )
+
+
+def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
+    return PageStore(
+        model.groups,
+        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        slab_bytes=settings.cache.slab,
+        budget=budget,
+        device=model.device,
+    )
+
+
+def _sensor(settings: Settings, model: Model, budget: Budget, events: EventLog) -> SensorPoller:
+    sources = make_sources(settings.memory, str(model.device), lambda: budget.kept_bytes)
+    return SensorPoller(
+        sources.sensors,
+        poll_hz=settings.memory.poll_hz,
+        events=events,
+        telemetry=sources.telemetry,
     )
 
 

@@ -1,5 +1,6 @@
 """What a client may write: OpenAI's requests, vLLM's additions and ours."""
 
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
@@ -104,9 +105,10 @@ class Sampled(_Wire):
         return self.max_completion_tokens or self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many alternatives to report per token; None reports nothing."""
-        raise NotImplementedError
+        ...
 
 
 class Message(_Wire):

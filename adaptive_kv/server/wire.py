@@ -4,6 +4,7 @@ Chunks are put together from ready-made JSON text: this runs beside the token lo
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wire:
+class Wire(ABC):
     """One request's answers; the two kinds differ in a few words."""
 
     whole: ClassVar[str]
@@ -59,9 +60,10 @@ class Wire:
     counts_along: bool = False
     """Whether every chunk reports the usage so far."""
 
+    @abstractmethod
     def first(self, choice: Choice) -> bytes:
         """The chunk that opens a choice; may be empty."""
-        raise NotImplementedError
+        ...
 
     def delta(self, choice: Choice, delta: Delta, num_tokens: int) -> bytes:
         """The chunk for one step; `choice` is as it was before, `num_tokens` are out in all.
@@ -126,14 +128,14 @@ class Wire:
         }
         return {**shown, "token_ids": choice.token_ids} if self.shows_token_ids else shown
 
-    def _text(self, text: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _text(self, text: str) -> str: ...
 
-    def _answer(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _answer(self, choice: Choice) -> dict[str, Any]: ...
 
-    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]: ...
 
 
 class ChatWire(Wire):
