@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
+import statuses
 
 from adaptive_kv.config import ServerSettings
 from adaptive_kv.engine.card import ModelCard
@@ -30,10 +31,10 @@ from adaptive_kv.engine.mailbox import (
     UnpinMode,
     Usage,
 )
-from adaptive_kv.engine.status import Health, PolicyStatus, SequenceStatus, Status
+from adaptive_kv.engine.status import Health, SequenceStatus, Status
 from adaptive_kv.errors import Refusal, RequestError
 from adaptive_kv.events import EventLog, Recorded
-from adaptive_kv.policy import CacheMode, Latency, Load, Memory
+from adaptive_kv.policy import CacheMode, Latency, Load
 from adaptive_kv.server.app import make_app
 from adaptive_kv.server.run import serve_http
 from adaptive_kv.server.service import Documents, Patience
@@ -49,32 +50,15 @@ Script = Callable[[Request], Iterator[Reply | None]]
 
 def make_status(**changes: Any) -> Status:
     """A healthy, idle status of this moment."""
-    status = Status(
-        time_s=time.monotonic(),
-        step=0,
-        health=Health.OK,
-        is_ready=True,
-        mode=FULL,
-        mode_age_s=0.0,
-        pinned=False,
-        reason_code="start",
-        reason_text="",
-        policy=PolicyStatus(name="ladder"),
-        memory=Memory(
-            total_bytes=1000,
-            free_bytes=600,
-            floor_bytes=100,
-            weights_bytes=200,
-            cache_bytes=64,
-            source="file",
-            sample_age_s=0.0,
-        ),
-        latency=Latency(token_s=None, p50_s=None, p95_s=None),
-        load=Load(running=0, waiting=0, tokens_per_s=0.0),
-        costs={},
-        num_sequences_by_mode={},
-    )
-    return replace(status, **changes)
+    idle: dict[str, Any] = {
+        "mode_age_s": 0.0,
+        "latency": Latency(token_s=None, p50_s=None, p95_s=None),
+        "load": Load(running=0, waiting=0, tokens_per_s=0.0),
+        "costs": {},
+        "num_sequences_by_mode": {},
+        "sequences": (),
+    }
+    return statuses.make_status(**(idle | changes))
 
 
 def make_usage(request: Request, num_tokens: int) -> Usage:

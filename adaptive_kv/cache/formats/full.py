@@ -31,7 +31,9 @@ class Full:
         for view, rows in zip(self.views(run.slab), (keys, values), strict=True):
             view[:, :, run.index] = rows.unflatten(2, pages)
 
-    def append(self, slab: Slab, layer: int, places: tuple[Tensor, Tensor], kv: "KeyValue") -> None:
+    def append(
+        self, slab: Slab, layer: int, places: tuple[Tensor, Tensor], kv: tuple[Tensor, Tensor]
+    ) -> None:
         """Write one layer's rows for single tokens, anywhere in the pages of one slab.
 
         `places` are page index and token within the page, int64 `[tokens]`; `kv` are keys and
@@ -49,9 +51,6 @@ class Full:
         group, num_tokens = self._group, self.tokens_per_page
         flat = payload.view(group.dtype).unflatten(1, (group.num_layers, -1))
         return split_rows(flat, group, num_tokens, group.key_dim, group.value_dim)
-
-
-KeyValue = tuple[Tensor, Tensor]
 
 
 def split_rows(
