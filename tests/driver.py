@@ -1,6 +1,6 @@
-"""The smallest loop that serves sequences over `RaggedBatch`; greedy, without scheduling."""
+"""Sequences over `RaggedBatch` step by step, without an engine: no sampling, no scheduling."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -102,26 +102,3 @@ def settle(lives: Sequence[Live], max_bytes: int | None = None) -> None:
         while not live.cache.is_settled:
             switch.advance(live.cache, max_bytes)
             live.cache.store.compact(live.cache.store.slab_bytes)
-
-
-def generate(
-    model: Model,
-    lives: Sequence[Live],
-    num_new: int,
-    between: Callable[[int], None] = lambda _: None,
-    chunk_tokens: int = 33,
-) -> list[list[int]]:
-    """`num_new` greedy tokens for each, in one ragged batch; `between(n)` is called before step n.
-
-    Prompts are prefilled in chunks beside the decodes of those that are further on.
-    """
-    stops = [len(live.ids) + num_new for live in lives]
-    number = 0
-    while active := [x for x, stop in zip(lives, stops, strict=True) if len(x.ids) < stop]:
-        between(number)
-        number += 1
-        for live, logits in zip(active, step(model, active, chunk_tokens), strict=True):
-            if live.cache.mode.is_disabled or live.num_pending == 0:
-                live.ids.append(int(logits.argmax()))
-        settle(active)
-    return [live.ids[-num_new:] for live in lives]

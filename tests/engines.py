@@ -308,9 +308,9 @@ def faulty_attention(faults: Faults) -> Iterator[None]:
 
 
 @functools.cache
-def wanted(prompt_ids: tuple[int, ...], num_tokens: int) -> list[int]:
-    """What `generate` answers greedily, the end of sequence ignored."""
-    model: Any = stock()
+def wanted(prompt_ids: tuple[int, ...], num_tokens: int, family: str = "llama") -> list[int]:
+    """What `generate` of a tiny model answers greedily, the end of sequence ignored."""
+    model: Any = stock(family)
     with torch.no_grad():
         answer: Tensor = model.generate(
             torch.tensor([prompt_ids]),

@@ -1,37 +1,34 @@
-"""Greedy output equals transformers' own `generate`, token for token, for every family served."""
+"""The engine's greedy output equals transformers' own, token for token, for every family served."""
 
-import functools
 import random
 
 import pytest
-import torch
-from driver import generate, make_store, start
-from models import FAMILY_CONFIGS, prepared, prompt, stock
+from engines import EXACT, Faults, Stand, check, check_empty, make_stand, wanted
+from models import FAMILY_CONFIGS, prepared, prompt
 
 from adaptive_kv.engine.families import FAMILIES, permits
 from adaptive_kv.engine.probe import probe
+from adaptive_kv.events import SequenceParked, SequenceResumed
 from adaptive_kv.policy import CacheMode
 
 _NUM_NEW = 20
 _LENGTHS = (3, 130, 17, 33, 64, 150, 48, 90)  # the longest lose pages to sliding windows of 32
+_STEP = {"max_tokens_per_step": 64}  # prompts take several steps: a detour may begin within one
+_DISABLED = CacheMode("disabled")
 
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 
 
-@functools.cache
-def _wanted(family: str, number: int) -> list[int]:
-    """What transformers answers to prompt `number`."""
-    ids = torch.tensor([_prompt(number)])
-    generate_stock = stock(family).generate
-    out = generate_stock(  # type: ignore[operator]
-        ids, max_new_tokens=_NUM_NEW, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
-    tokens: list[int] = out[0, ids.shape[1] :].tolist()
-    return tokens
+def _assert_all_as_generate(stand: Stand, family: str) -> None:
+    for id_, request in stand.requests.items():
+        assert stand.output(id_) == wanted(request.prompt_ids, _NUM_NEW, family)
+        assert stand.finished(id_).usage.exact
+    check_empty(stand)
 
 
-def _prompt(number: int) -> list[int]:
-    return prompt(_LENGTHS[number], seed=number)
+def _post(stand: Stand, num: int) -> None:
+    for number in range(num):
+        stand.post(prompt(_LENGTHS[number], seed=number), _NUM_NEW)
 
 
 def test_every_family_that_is_served_is_tried_here() -> None:
@@ -45,42 +42,51 @@ def test_the_probe_accepts_every_family(family: str) -> None:
 
 @families
 def test_a_sequence_alone_equals_generate(family: str) -> None:
-    model, longest = prepared(family), _LENGTHS.index(max(_LENGTHS))
-    live = start(make_store(model.groups), _prompt(longest))
-    assert generate(model, [live], _NUM_NEW) == [_wanted(family, longest)]
+    stand, longest = make_stand(prepared(family)), _LENGTHS.index(max(_LENGTHS))
+    stand.post(prompt(_LENGTHS[longest], seed=longest), _NUM_NEW)
+    stand.run()
+    _assert_all_as_generate(stand, family)
 
 
 @families
 def test_eight_ragged_sequences_equal_generate_each(family: str) -> None:
-    model = prepared(family)
-    store = make_store(model.groups)
-    lives = [start(store, _prompt(number)) for number in range(8)]
-    assert generate(model, lives, _NUM_NEW) == [_wanted(family, number) for number in range(8)]
-    assert all(live.cache.is_exact for live in lives)
+    stand = make_stand(prepared(family), server=_STEP)
+    _post(stand, 8)
+    stand.step()
+    assert len(stand.scheduler.running) == 8
+    stand.run()
+    _assert_all_as_generate(stand, family)
 
 
 @families
-@pytest.mark.parametrize("detour", ["disabled", "park"])
-def test_output_is_the_same_through_a_detour_at_random_steps(family: str, detour: str) -> None:
-    model, rng = prepared(family), random.Random(f"{family} {detour}")
-    store = make_store(model.groups)
-    lives = [start(store, _prompt(number)) for number in range(4)]
-    # The prompts take up to four steps: a detour may begin in the middle of a prefill.
-    leaves = [rng.randrange(1, 16) for _ in lives]
-    returns = [leave + rng.randrange(1, 5) for leave in leaves]
+def test_full_disabled_full_at_random_steps_changes_no_token(family: str) -> None:
+    rng = random.Random(f"{family} disabled")
+    stand = make_stand(prepared(family), cache=EXACT, server=_STEP)
+    _post(stand, 4)
+    while stand.unfinished and stand.num_steps < 300:
+        stand.pin("disabled")
+        stand.step(rng.randrange(1, 5))
+        check(stand)
+        stand.pin("full")
+        stand.step(rng.randrange(1, 9))
+        check(stand)
+    usages = [stand.finished(id_).usage for id_ in stand.requests]
+    assert all(usage.switches >= 2 and usage.tokens_by_mode[_DISABLED] for usage in usages)
+    _assert_all_as_generate(stand, family)
 
-    def between(number: int) -> None:
-        for live, leave, back in zip(lives, leaves, returns, strict=True):
-            if number == leave and detour == "park":
-                live.cache.drop()
-            elif number == leave:
-                live.cache.mode = CacheMode("disabled")
-            elif number == back:
-                live.cache.mode = CacheMode("full")
-        store.check()
 
-    assert generate(model, lives, _NUM_NEW, between) == [_wanted(family, n) for n in range(4)]
-    assert all(live.cache.is_exact and not live.cache.mode.is_disabled for live in lives)
+@families
+def test_full_park_full_at_random_steps_changes_no_token(family: str) -> None:
+    """A device that refuses now and then what was asked for; there is no lower rung to go to."""
+    rng = random.Random(f"{family} park")
+    faults = Faults(failing=lambda _: rng.random() < 0.33)
+    stand = make_stand(prepared(family), faults=faults, cache={"ladder": ("full",)}, server=_STEP)
+    _post(stand, 4)
+    while stand.unfinished and stand.num_steps < 400:
+        stand.step()
+        check(stand)
+    assert len(stand.of_type(SequenceParked)) == len(stand.of_type(SequenceResumed)) > 0
+    _assert_all_as_generate(stand, family)
 
 
 def test_latent_attention_is_served_in_exact_modes_only() -> None:
