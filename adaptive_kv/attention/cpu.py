@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_kernel import Integers, decode
+from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
@@ -23,11 +23,12 @@ NO_WINDOW = 1 << 40
 """Stands for a window that hides nothing."""
 
 _NO_LOGITS = np.empty(0, np.float32)
+_CAN_WIDEN_HALF = can_widen_half()
 
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
     """Whether the kernel reads pages of this group."""
-    return device.type == "cpu" and group.dtype is torch.float32
+    return device.type == "cpu" and group.dtype is torch.float32 and _CAN_WIDEN_HALF
 
 
 @dataclass(frozen=True, slots=True)

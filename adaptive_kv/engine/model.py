@@ -20,6 +20,7 @@ from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.costs import ModelWidths
 from adaptive_kv.cache.disabled import chunk_mlps
 from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.engine.linear import block_linears
 
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -75,6 +76,7 @@ def prepare(module: PreTrainedModel, max_context: int | None = None) -> Model:
     module.train(mode=False).requires_grad_(requires_grad=False)
     module.set_attn_implementation(interface.NAME)
     chunk_mlps(module)
+    block_linears(module)
     limits = [_context_limit(module.config), max_context]
     return Model(
         module=module,

@@ -1,0 +1,47 @@
+"""Weights that are laid out for the processor."""
+
+from typing import Any
+
+import pytest
+import torch
+from models import make_module
+from torch import nn
+
+from adaptive_kv.engine.linear import BlockedLinear, block_linears
+from adaptive_kv.engine.model import prepare, weights_bytes
+
+_WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768}
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 512), (7, 512), (1, 9, 512), (0, 512)])
+def test_a_blocked_layer_gives_what_the_plain_one_gives(
+    shape: tuple[int, ...], has_bias: bool
+) -> None:
+    plain = nn.Linear(512, 384, bias=has_bias).requires_grad_(requires_grad=False)
+    hidden = torch.randn(shape)
+    torch.testing.assert_close(BlockedLinear(plain)(hidden), plain(hidden))
+
+
+def test_only_large_layers_of_a_model_are_replaced_and_nothing_is_kept_twice() -> None:
+    module = make_module(**_WIDE)
+    before_bytes = weights_bytes(module)
+    prepare(module)
+    replaced = [name for name, m in module.named_modules() if isinstance(m, BlockedLinear)]
+    assert {name.rsplit(".", 1)[-1] for name in replaced} == {"gate_proj", "up_proj", "down_proj"}
+    assert weights_bytes(module) == before_bytes
+
+
+def test_a_head_that_shares_its_weight_with_the_embeddings_stays_as_it_is() -> None:
+    sizes = {**_WIDE, "vocab_size": 4096}
+    tied, apart = make_module(**sizes, tie_word_embeddings=True), make_module(**sizes)
+    block_linears(tied)
+    block_linears(apart)
+    assert type(tied.get_submodule("lm_head")) is nn.Linear
+    assert type(apart.get_submodule("lm_head")) is BlockedLinear
+
+
+def test_a_type_that_the_processor_has_no_product_for_leaves_the_model_as_it_is() -> None:
+    module = nn.Sequential(nn.Linear(512, 512).double())
+    assert block_linears(module) == 0
+    assert type(module[0]) is nn.Linear
