@@ -20,7 +20,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check "torch==$(TOR
 ARGS   ?=
 
 # Nothing here means to reach a model hub; a missing file must say so and not go looking for it.
-demo serve test gpu-check: export HF_HUB_OFFLINE = 1
+demo serve test bench gpu-check: export HF_HUB_OFFLINE = 1
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -41,7 +41,8 @@ lint: $(VENV)/.installed-test
 	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.installed-test
-	@HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py $(ARGS)
+	@$(BIN)/python benchmarks/decode.py $(ARGS)
+	@$(BIN)/python benchmarks/policies.py
 
 gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'

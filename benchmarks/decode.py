@@ -9,7 +9,6 @@ them alike; ratios are taken within a round, and medians over the rounds. Prefil
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from decode_contenders import Contender, Ours, Prompts, Stock, Turn
 from decode_models import MODELS, Pair, load_pair
 from decode_report import render
+from machine import machine
 
 _ROOT = Path(__file__).parents[1]
 _JSON = _ROOT / "docs" / "benchmarks" / "decode.json"
@@ -112,21 +111,6 @@ def _num_equal(ours: Contender, theirs: Contender) -> str:
     return f"{equal} of {len(pairs)}"
 
 
-def _machine() -> dict[str, Any]:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line for line in info.read_text("utf-8").splitlines() if "model name" in line]
-        model = names[0].partition(":")[2].strip() if names else model
-    return {
-        "cpu": model,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo", "llama-62m"])
@@ -156,7 +140,7 @@ def _measure(options: argparse.Namespace) -> None:
     plan = Plan(options.rounds, options.turn_tokens, tuple(options.modes))
     cases: list[dict[str, Any]] = []
     report = {
-        "machine": _machine(),
+        "machine": machine(),
         "num_rounds": plan.num_rounds,
         "turn_tokens": plan.turn_tokens,
         "cases": cases,

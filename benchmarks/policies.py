@@ -1,19 +1,28 @@
-"""What a policy costs a token: gaps between tokens, good policies and hostile ones taking turns.
+"""What policies cost a token: consulting one, and the gaps between tokens under good and bad ones.
 
-Every policy serves the embedded model in turn, several rounds; a hostile one is measured from the
-start of the service to past its replacement. `consult` is the controller alone.
+Every policy serves eight sequences of the embedded model in turn, several rounds; a hostile one is
+measured from the start of the service to past its replacement. To consult is to make the reading,
+ask the policy, and ask the guard; it is timed after every step, so that the reading is a new one.
 
-    python benchmarks/policies.py
-    python benchmarks/policies.py --rounds 3 --tokens 200
+    python benchmarks/policies.py                         rewrites docs/benchmarks/policies.*
+    python benchmarks/policies.py --rounds 1 --steps 50 --output here.json --document here.md
 """
 
 import argparse
+import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from machine import machine
+from policies_report import render
 
 from adaptive_kv.config import load_settings
 from adaptive_kv.engine.loading import LoadedModel, load_model
@@ -21,8 +30,9 @@ from adaptive_kv.engine.mailbox import Request, SamplingParams
 from adaptive_kv.engine.service import Engine, build_engine
 from adaptive_kv.events import EventLog
 
-_PROMPT_IDS = tuple(range(5, 69))
-_NUM_WARM_STEPS = 20
+_FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
+_NUM_SEQUENCES, _PROMPT_TOKENS = 8, 256
+_SHIPPED = ("fixed", "ladder", "latency_guard", "forecast", "fair")
 _BODIES = {
     "well": "return None",
     "raises": "1 / 0",
@@ -36,28 +46,55 @@ _BODIES = {
 }
 
 
-def main() -> None:
-    """Measure and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+@dataclass(slots=True)
+class _Seen:
+    """Seconds under one policy, of all rounds."""
+
+    gaps_s: list[float] = field(default_factory=list)
+    consults_s: list[float] = field(default_factory=list)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the JSON, then the document."""
+    options = _parse(arguments)
+    if not options.render_only:
+        torch.set_num_threads(options.threads)
+        report = _measure(options.rounds, options.steps)
+        options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    report = json.loads(options.output.read_text("utf-8"))
+    options.document.write_text(render(report), "utf-8")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=400)
-    arguments = parser.parse_args()
-    loaded = load_model(load_settings(default_file=Path("/nonexistent")).model)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, default=_FOLDER / "policies.json")
+    parser.add_argument("--document", type=Path, default=_FOLDER / "policies.md")
+    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
+    return parser.parse_args(arguments)
+
+
+def _measure(num_rounds: int, num_steps: int) -> dict[str, Any]:
+    settings = load_settings(default_file=Path("/nonexistent"))
+    loaded = load_model(settings.model)
     with tempfile.TemporaryDirectory() as folder:
-        policies = {"ladder (in this process)": "ladder"} | dict(_written(Path(folder)))
-        gaps_s: dict[str, list[float]] = {name: [] for name in policies}
-        consult_s: dict[str, list[float]] = {name: [] for name in policies}
-        for _ in range(arguments.rounds):
+        policies = {name: name for name in _SHIPPED} | dict(_written(Path(folder)))
+        seen = {name: _Seen() for name in policies}
+        for _ in range(num_rounds):
             for name, policy in policies.items():
                 with _serving(loaded, policy) as engine:
-                    gaps_s[name] += _gaps_s(engine, arguments.tokens)
-                    consult_s[name] += _consult_s(engine, arguments.tokens)
-    print(f"{'policy':<28}{'gap p50':>10}{'gap p99':>10}{'consult p50':>13}{'consult p99':>13}")
-    for name, seen in gaps_s.items():
-        figures = (*_percentiles(seen), *_percentiles(consult_s[name]))
-        gaps = "".join(f"{figure * 1e3:8.2f}ms" for figure in figures[:2])
-        consults = "".join(f"{figure * 1e6:11.0f}us" for figure in figures[2:])
-        print(f"{name:<28}{gaps}{consults}")
+                    _run(engine, num_steps, seen[name])
+    return {
+        "machine": machine(),
+        "num_rounds": num_rounds,
+        "num_steps": num_steps,
+        "num_sequences": _NUM_SEQUENCES,
+        "prompt_tokens": _PROMPT_TOKENS,
+        "ladder": list(settings.cache.ladder),
+        "policies": {name: _figures(name, figures) for name, figures in seen.items()},
+    }
 
 
 def _written(folder: Path) -> Iterator[tuple[str, str]]:
@@ -67,7 +104,7 @@ def _written(folder: Path) -> Iterator[tuple[str, str]]:
             "import os, time\nfrom adaptive_kv import Decision\ncalls = []\n\n"
             f"def decide(now):\n    {body}\n"
         )
-        yield f"{name} (in a child)", f"{file}:decide"
+        yield name, f"{file}:decide"
 
 
 @contextmanager
@@ -82,38 +119,47 @@ def _serving(loaded: LoadedModel, policy: str) -> Iterator[Engine]:
         engine.stop()
 
 
-def _gaps_s(engine: Engine, num_tokens: int) -> list[float]:
-    """Seconds of each step that gave one sequence one token."""
-    sampling = SamplingParams(
-        max_tokens=num_tokens + _NUM_WARM_STEPS + 8, temperature=0, ignore_eos=True
-    )
-    engine.mailbox.post(Request(id="0", prompt_ids=_PROMPT_IDS, sampling=sampling))
-    for _ in range(_NUM_WARM_STEPS):
-        engine.worker.step()
-    gaps_s = []
-    for _ in range(num_tokens):
+def _run(engine: Engine, num_steps: int, seen: _Seen) -> None:
+    """Steps that give every sequence one token, and consulting after each of them."""
+    worker, controller = engine.worker, engine.controller
+    _fill(engine, num_steps)
+    for number in range(num_steps):
         began_s = time.perf_counter()
+        worker.step()
+        stepped_s = time.perf_counter()
+        controller.decide(worker._read(time.monotonic()))  # noqa: SLF001 - the step does the same
+        ended_s = time.perf_counter()
+        if number:  # the first is as slow as a first time is
+            seen.gaps_s.append(stepped_s - began_s)
+            seen.consults_s.append(ended_s - stepped_s)
+
+
+def _fill(engine: Engine, num_steps: int) -> None:
+    """Bring all sequences to where they decode."""
+    sampling = SamplingParams(max_tokens=num_steps + 100, temperature=0, ignore_eos=True)
+    for number in range(_NUM_SEQUENCES):
+        ids = tuple(range(5 + number, 5 + number + _PROMPT_TOKENS))
+        engine.mailbox.post(Request(id=str(number), prompt_ids=ids, sampling=sampling))
+    engine.worker.step()
+    while any(s.num_tokens <= _PROMPT_TOKENS for s in engine.mailbox.status.sequences):
         engine.worker.step()
-        gaps_s.append(time.perf_counter() - began_s)
-    return gaps_s
 
 
-def _consult_s(engine: Engine, num: int) -> list[float]:
-    """Seconds of a step with nothing to do: reading, policy, guard, status."""
-    took_s = []
-    while engine.mailbox.status.load.running:
-        engine.worker.step()
-    for _ in range(num):
-        began_s = time.perf_counter()
-        engine.worker.step()
-        took_s.append(time.perf_counter() - began_s)
-    return took_s
+def _figures(name: str, seen: _Seen) -> Mapping[str, Any]:
+    gaps, consults = _percentiles(seen.gaps_s), _percentiles(seen.consults_s)
+    return {
+        "is_in_process": name in _SHIPPED,
+        "gap_p50_ms": round(gaps[0] * 1e3, 2),
+        "gap_p99_ms": round(gaps[1] * 1e3, 2),
+        "consult_p50_us": round(consults[0] * 1e6, 1),
+        "consult_p99_us": round(consults[1] * 1e6, 1),
+    }
 
 
-def _percentiles(values: list[float]) -> tuple[float, float]:
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
     cuts = statistics.quantiles(values, n=100)
     return cuts[49], cuts[98]
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,24 +1,50 @@
-"""The benchmark of policies measures all of them."""
+"""The benchmark of policies measures all of them, and its document says what its figures say."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
-HOSTILE = {
-    "raises", "spins", "sleeps", "answers NaN", "unknown mode", "flaps", "eats memory", "exits",
+import pytest
+
+_ROOT = Path(__file__).parents[2]
+_SHIPPED = {"fixed", "ladder", "latency_guard", "forecast", "fair"}
+_IN_A_CHILD = {
+    "well", "raises", "spins", "sleeps", "answers NaN", "unknown mode", "flaps", "eats memory",
+    "exits",
 }  # fmt: skip
 
 
-def test_tokens_come_under_every_policy_and_their_gaps_are_shown() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/policies.py", "--rounds", "1", "--tokens", "10"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [line.split(" (in ") for line in done.stdout.splitlines() if " (in " in line]
-    assert {name for name, _ in rows} == HOSTILE | {"ladder", "well"}
-    assert all(figures.count("ms") == figures.count("us") == 2 for _, figures in rows)
+def _run(*arguments: str) -> None:
+    command = [sys.executable, str(_ROOT / "benchmarks" / "policies.py"), *arguments]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a tiny run writes."""
+    output = tmp_path_factory.mktemp("policies") / "policies.json"
+    document = output.with_suffix(".md")
+    _run("--rounds", "1", "--steps", "6", "--output", str(output), "--document", str(document))
+    found: dict[str, Any] = json.loads(output.read_text("utf-8"))
+    return found
+
+
+def test_tokens_come_under_every_policy(report: dict[str, Any]) -> None:
+    rows = report["policies"]
+    assert set(rows) == _SHIPPED | _IN_A_CHILD
+    assert {name for name, row in rows.items() if row["is_in_process"]} == _SHIPPED
+    figures = [value for row in rows.values() for key, value in row.items() if "_p" in key[-7:]]
+    assert len(figures) == 4 * len(rows)
+    assert all(value > 0 for value in figures)
+
+
+def test_consulting_is_measured_at_work(report: dict[str, Any]) -> None:
+    assert (report["num_sequences"], len(report["ladder"])) == (8, 5)
+
+
+def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
+    _run("--render-only", "--document", str(tmp_path / "policies.md"))
+    published = _ROOT / "docs" / "benchmarks" / "policies.md"
+    assert (tmp_path / "policies.md").read_text("utf-8") == published.read_text("utf-8")

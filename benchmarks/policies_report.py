@@ -1,0 +1,52 @@
+"""The document about policies, made of the figures alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_BAR_US = 100.0
+
+_INTRODUCTION = """\
+Consulting is to make the reading, ask the policy, and ask the guard. A gap is what passes between
+two tokens of a sequence. Policies that come with adaptive-kv run in the service, all others in a
+child process that nobody waits for; the hostile ones among them are measured from the start of the
+service to past their replacement by `ladder`."""
+
+_METHOD = """\
+{cpu}, {threads} thread(s), Python {python}, torch {torch}. The embedded model, {num_sequences}
+sequences with prompts of {prompt_tokens} tokens, a ladder of {num_rungs}; the policies take turns
+of {num_steps} steps in each of {num_rounds} rounds. The machine was not idle."""
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """`docs/benchmarks/policies.md` for the report that `policies.py` wrote."""
+    rows = report["policies"]
+    lines = [
+        "| policy | runs in | consult p50 | consult p99 | gap p50 | gap p99 |",
+        "|---" * 6 + "|",
+        *(_row(name, row) for name, row in rows.items()),
+    ]
+    parts = [
+        "# What a policy costs",
+        "<!-- made of policies.json by `make bench`; do not edit -->",
+        _INTRODUCTION,
+        _METHOD.format(**report["machine"], **report, num_rungs=len(report["ladder"])),
+        "\n".join(lines),
+        _verdict({name: row for name, row in rows.items() if row["is_in_process"]}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(name: str, row: Mapping[str, Any]) -> str:
+    where = "the service" if row["is_in_process"] else "a child"
+    consults = f"{row['consult_p50_us']:.0f} µs | {row['consult_p99_us']:.0f} µs"
+    return f"| {name} | {where} | {consults} | {row['gap_p50_ms']} ms | {row['gap_p99_ms']} ms |"
+
+
+def _verdict(rows: Mapping[str, Any]) -> str:
+    slow = [
+        f"`{name}` ({row['consult_p50_us']:.0f} µs)"
+        for name, row in rows.items()
+        if row["consult_p50_us"] > _BAR_US
+    ]
+    bar = f"The bar, {_BAR_US:g} µs in the median in the service,"
+    return f"{bar} is not met by: {', '.join(slow)}." if slow else f"{bar} is met by every policy."
