@@ -1,6 +1,7 @@
 """What holds for every test: no hub, few threads, and in CI no skip for something absent."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +15,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One for all tests and what they start, and not the user's: a model is calibrated once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache-home")))
+        patch.delenv("CACHE_DIRECTORY", raising=False)
+        yield
 
 
 def _has_cuda() -> bool:

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from adaptive_kv import __version__
+from adaptive_kv.cli.calibrate import calibrate
 from adaptive_kv.cli.demo import demo
 from adaptive_kv.cli.doctor import doctor
 from adaptive_kv.cli.generate import generate
@@ -31,6 +32,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(demo)
 app.command()(plan)
+app.command()(calibrate)
 app.command()(doctor)
 app.add_typer(policy, name="policy")
 

@@ -11,6 +11,7 @@ from adaptive_kv.cli import options
 from adaptive_kv.errors import ConfigError
 
 if TYPE_CHECKING:
+    from adaptive_kv.documents import CalibrationState
     from adaptive_kv.engine.planning import DevicePlan
 
 _COPY_BYTES = 256 * 2**20
@@ -37,10 +38,14 @@ def plan(
 ) -> None:
     """Show per mode what the cache would weigh, what fits, and the bandwidth-bound speed.
 
+    And what packed formats lose, if the model was calibrated before.
+
     Example: `adaptive-kv plan ./Qwen3-0.6B --device-memory 8GiB --context 32768 --sequences 4`
     """
     from adaptive_kv.cache.geometry import Keep
     from adaptive_kv.config import load_settings, parse_size
+    from adaptive_kv.documents import calibration_state
+    from adaptive_kv.engine.calibrating import known_calibration
     from adaptive_kv.engine.planning import outline, plan_device
     from adaptive_kv.policy import CacheMode
 
@@ -62,10 +67,13 @@ def plan(
         sequences=sequences,
         bandwidth_bytes_per_s=_bandwidth_bytes_per_s(),
     )
+    known = known_calibration(settings, outlined)
+    losses = None if known is None else calibration_state(known, settings.cache.max_kl)
     if as_json:
-        typer.echo(json.dumps(asdict(planned)))
+        calibration = losses and losses.model_dump()
+        typer.echo(json.dumps(asdict(planned) | {"calibration": calibration}))
     else:
-        _show(planned)
+        _show(planned, losses)
 
 
 def _device_bytes() -> int:
@@ -96,10 +104,12 @@ def _bandwidth_bytes_per_s() -> float:
     return 2 * _COPY_BYTES / min(durations_s)
 
 
-def _show(planned: "DevicePlan") -> None:
+def _show(planned: "DevicePlan", losses: "CalibrationState | None") -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+
+    from adaptive_kv.cli.losses import losses_table
 
     table = Table(
         box=SIMPLE_HEAD,
@@ -123,7 +133,12 @@ def _show(planned: "DevicePlan") -> None:
             str(row.max_context),
             "-" if row.tokens_per_s is None else f"{row.tokens_per_s:.0f}",
         )
-    Console(width=max(_WIDTH, Console().width)).print(table)
+    console = Console(width=max(_WIDTH, Console().width))
+    console.print(table)
+    if losses is not None:
+        console.print(losses_table(planned.model, losses))
+    elif not all(row.exact for row in planned.modes):
+        console.print("What packed formats lose on it is not measured yet: adaptive-kv calibrate")
 
 
 def _size(num_bytes: float) -> str:

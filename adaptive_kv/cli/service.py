@@ -15,7 +15,13 @@ import torch
 
 from adaptive_kv.cli.notify import notify
 from adaptive_kv.config import Settings
-from adaptive_kv.documents import DocumentMaker, InfoDocument, info_document, new_boot_id
+from adaptive_kv.documents import (
+    DocumentMaker,
+    InfoDocument,
+    calibration_state,
+    info_document,
+    new_boot_id,
+)
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.service import Engine, start_engine
 from adaptive_kv.engine.status import Health
@@ -63,7 +69,7 @@ class _Service:
         )
         self.publisher = Publisher(
             settings.mqtt,
-            info=_info(engine, self.documents),
+            info=_info(engine, self.documents, settings.cache.max_kl),
             documents=self.documents,
             events=events,
         )
@@ -91,7 +97,7 @@ class _Service:
         await serve_http(app, self.settings.server, stop=self.closing, on_listening=_tell_listening)
 
 
-def _info(engine: Engine, documents: DocumentMaker) -> InfoDocument:
+def _info(engine: Engine, documents: DocumentMaker, max_kl: float) -> InfoDocument:
     device = engine.loaded.model.device
     return info_document(
         node=documents.node,
@@ -101,6 +107,7 @@ def _info(engine: Engine, documents: DocumentMaker) -> InfoDocument:
         model=engine.card.name,
         memory_source=engine.mailbox.status.memory.source,
         ladder=engine.ladder,
+        calibration=calibration_state(found, max_kl) if (found := engine.calibration) else None,
     )
 
 

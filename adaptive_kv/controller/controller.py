@@ -45,7 +45,10 @@ class Controller:
     The guard, whatever the policy says: nothing is taken that would break the floor, or at all
     on a sample older than `max_age_s`; no way up then either, nor before the dwell time is over,
     nor into a mode whose cost would not fit; no sequence in a mode that its request forbids. The
-    way down is always open. Raises `ConfigError` when no rung of `ladder` is supported.
+    way down is always open.
+
+    What calibration has struck is no rung and no policy's to choose; a pin, or a request that
+    permits nothing else, may still name it. Raises `ConfigError` when no rung of `ladder` is left.
     """
 
     def __init__(
@@ -61,15 +64,16 @@ class Controller:
         deadline_s: float,
         emit: Callable[[Event], None],
         is_supported: Callable[[CacheMode], bool] = lambda _: True,
+        is_struck: Callable[[CacheMode], bool] = lambda _: False,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._rungs = Rungs(ladder, is_supported)
+        self._rungs = Rungs(ladder, is_supported, is_struck)
         self._asker = Asker(
             policy,
             name,
             fallback=fallback,
             fallback_name=fallback_name,
-            supports=is_supported,
+            supports=lambda mode: is_supported(mode) and not is_struck(mode),
             deadline_s=deadline_s,
             emit=emit,
             timer=timer,
@@ -86,7 +90,7 @@ class Controller:
 
     @property
     def ladder(self) -> tuple[CacheMode, ...]:
-        """The configured modes that the model supports, top first."""
+        """The configured modes that the model supports and that are not struck, top first."""
         return self._rungs.ladder
 
     @property

@@ -11,16 +11,28 @@ _FORMATS = ("full", "int8", "int4")
 
 
 class Rungs:
-    """The modes of the configured ladder that the model supports, top first.
+    """The modes of the configured ladder that the model supports, but for those struck, top first.
 
-    Raises `ConfigError` when none is left.
+    What is struck loses too much on this model: nobody chooses it, but who names it has it.
+    Raises `ConfigError` when no rung is left.
     """
 
-    def __init__(self, ladder: Sequence[CacheMode], supports: Callable[[CacheMode], bool]) -> None:
-        self.ladder = tuple(mode for mode in ladder if supports(mode))
+    def __init__(
+        self,
+        ladder: Sequence[CacheMode],
+        supports: Callable[[CacheMode], bool],
+        is_struck: Callable[[CacheMode], bool] = lambda _: False,
+    ) -> None:
+        supported = [mode for mode in ladder if supports(mode)]
+        self.ladder = tuple(mode for mode in supported if not is_struck(mode))
         self.supports = supports
-        if not self.ladder:
+        if not supported:
             raise ConfigError(f"cache.ladder: this model supports none of {', '.join(ladder)}")
+        if not self.ladder:
+            raise ConfigError(
+                f"cache.ladder: on this model {', '.join(supported)} lose more than cache.max_kl; "
+                "add full, or raise cache.max_kl"
+            )
 
     @property
     def top(self) -> CacheMode:

@@ -1,6 +1,7 @@
 """From what the engine knows to the documents that outsiders see."""
 
 import itertools
+import math
 import platform
 import secrets
 import time
@@ -13,11 +14,14 @@ from adaptive_kv.documents.models import (
     EVENT_SCHEMA,
     INFO_SCHEMA,
     STATE_SCHEMA,
+    CalibrationState,
     EventDocument,
+    FormatLossState,
     InfoDocument,
     StateDocument,
     own_keys,
 )
+from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.status import Status
 from adaptive_kv.events import Recorded, SequenceSwitched
 
@@ -122,6 +126,7 @@ def info_document(
     model: str,
     memory_source: str,
     ladder: Iterable[str],
+    calibration: CalibrationState | None = None,
 ) -> InfoDocument:
     """What does not change while the process runs; `time` is seconds since the epoch."""
     return InfoDocument(
@@ -134,7 +139,29 @@ def info_document(
         model=model,
         memory_source=memory_source,
         ladder=tuple(ladder),
+        calibration=calibration,
         schemas=(STATE_SCHEMA, EVENT_SCHEMA, INFO_SCHEMA),
+    )
+
+
+def calibration_state(calibration: Calibration, max_kl: float) -> CalibrationState:
+    """What the formats lose, and which of them `cache.max_kl` strikes."""
+    struck = calibration.struck(max_kl)
+    losses = {
+        name: FormatLossState(
+            kl_divergence=_finite(loss.kl_divergence),
+            top1_agreement=loss.top1_agreement,
+            perplexity=_finite(loss.perplexity),
+            struck=name in struck,
+        )
+        for name, loss in calibration.formats.items()
+    }
+    return CalibrationState(
+        num_tokens=calibration.num_tokens,
+        num_positions=calibration.num_positions,
+        perplexity=_finite(calibration.perplexity),
+        max_kl=max_kl,
+        formats=losses,
     )
 
 
@@ -142,6 +169,11 @@ def rfc3339(time_s: float) -> str:
     """UTC with milliseconds, as in `2026-11-23T03:51:38.412Z`."""
     moment = datetime.fromtimestamp(time_s, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no other numbers."""
+    return number if math.isfinite(number) else None
 
 
 def _versions() -> dict[str, str]:

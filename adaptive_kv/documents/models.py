@@ -238,6 +238,32 @@ class EventDocument(Document):
     """How many sequences were running."""
 
 
+class FormatLossState(Document):
+    """What a packed format loses against `full` on this model, over a built-in text."""
+
+    kl_divergence: Annotated[float, Field(json_schema_extra={"minimum": 0})] | None
+    """Mean of KL(full || format) over positions, in nats; null where logits are not numbers."""
+    top1_agreement: Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+    """Share of positions at which both hold the same token for the likeliest."""
+    perplexity: float | None
+    struck: bool
+    """Whether it lost too much and was taken from the ladder."""
+
+
+class CalibrationState(Document):
+    """How the model was calibrated."""
+
+    num_tokens: Count
+    """Of the text that was run."""
+    num_positions: Count
+    """Positions that were compared."""
+    perplexity: float | None
+    """Of `full`."""
+    max_kl: float
+    """`cache.max_kl`: formats beyond it are struck."""
+    formats: dict[str, FormatLossState]
+
+
 class InfoDocument(Document):
     """What does not change while the process runs."""
 
@@ -254,5 +280,7 @@ class InfoDocument(Document):
     memory_source: str
     ladder: tuple[Mode, ...]
     """As it stands after calibration, from the mode that is wanted to the last resort."""
+    calibration: CalibrationState | None
+    """Null where nothing was measured: no lossy mode on the ladder, or no room for it."""
     schemas: tuple[str, ...]
     """Ids of the documents that this node publishes."""

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from adaptive_kv.config import ModelSettings
 from adaptive_kv.engine.families import FAMILIES
@@ -52,7 +53,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     name, source = _name_and_source(settings)
     if settings.quantization is not None:
         raise ModelError(name, "model.quantization is not supported yet; leave it out")
-    device = _device(name, settings.device)
+    device = find_device(name, settings.device)
     with _refusing(name):
         config = _load_config(name, source, settings.revision)
         module = _load_weights(name, source, settings, config, device)
@@ -75,10 +76,20 @@ def read_config(settings: ModelSettings) -> tuple[str, PretrainedConfig, torch.d
     Raises `ModelError`.
     """
     name, source = _name_and_source(settings)
-    device = _device(name, settings.device)
+    device = find_device(name, settings.device)
     with _refusing(name):
         config = _load_config(name, source, settings.revision)
     return name, config, _dtype(settings.dtype, config, device)
+
+
+def model_folder(settings: ModelSettings) -> Path | None:
+    """Where a model's files lie on this machine; None where they do not."""
+    _, source = _name_and_source(settings)
+    try:
+        file = cached_file(source, "config.json", revision=settings.revision, local_files_only=True)
+    except OSError:
+        return None
+    return None if file is None else Path(file).parent
 
 
 def _name_and_source(settings: ModelSettings) -> tuple[str, str]:
@@ -128,7 +139,8 @@ def _load_weights(
     return moved
 
 
-def _device(name: str, wanted: str) -> torch.device:
+def find_device(name: str, wanted: str) -> torch.device:
+    """The device that `auto`, `cuda` or `cpu` means here. Raises `ModelError`."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ModelError(name, "model.device is cuda, but torch sees no CUDA device")
     is_cuda = wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())

@@ -11,12 +11,14 @@ from adaptive_kv.cache.store import PageStore
 from adaptive_kv.config import Settings
 from adaptive_kv.controller import Controller
 from adaptive_kv.engine.admission import Admission
+from adaptive_kv.engine.calibrating import calibrated_at_load
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.gauge import Gauge
 from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
+from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
@@ -40,6 +42,8 @@ class Engine:
     """A running engine. Reach it through `mailbox`; `prompts` and `card` are for the front."""
 
     loaded: LoadedModel
+    calibration: Calibration | None
+    """What the formats lose; None where nothing was measured."""
     card: ModelCard
     prompts: PromptEncoder
     mailbox: Mailbox
@@ -60,12 +64,13 @@ class Engine:
 
 
 def start_engine(settings: Settings, events: EventLog) -> Engine:
-    """Load everything and start working.
+    """Load everything, calibrate the model if that was not done before, and start working.
 
     Raises `ModelError`, `ConfigError`, `PolicyError` or `SensorError` where that cannot be.
     """
     loaded = load_model(settings.model)
-    engine = build_engine(settings, loaded, events)
+    calibration = calibrated_at_load(settings, loaded)
+    engine = build_engine(settings, loaded, events, calibration=calibration)
     engine.sensor.start()
     engine.thread.start()
     return engine
@@ -76,8 +81,13 @@ def build_engine(
     loaded: LoadedModel,
     events: EventLog,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    calibration: Calibration | None = None,
 ) -> Engine:
-    """Everything put together, nothing started: a test may step the worker itself."""
+    """Everything put together, nothing started: a test may step the worker itself.
+
+    Formats that lose more than `cache.max_kl` by `calibration` are struck from the ladder.
+    """
 
     def emit(event: Event) -> None:
         events.append(event)
@@ -87,7 +97,7 @@ def build_engine(
     _check_budget(loaded, settings)
     store = _store(settings, model, budget)
     sensor = _sensor(settings, model, budget, events)
-    controller = _controller(settings, loaded, emit)
+    controller = _controller(settings, loaded, calibration, emit)
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
     meter = Meter()
     gauge = Gauge(model, store, scheduler, meter, sensor=sensor, floor_bytes=settings.memory.floor)
@@ -129,6 +139,7 @@ def build_engine(
     )
     return Engine(
         loaded=loaded,
+        calibration=calibration,
         card=_card(loaded),
         prompts=PromptEncoder(loaded.tokenizer),
         mailbox=mailbox,
@@ -162,8 +173,12 @@ def _sensor(settings: Settings, model: Model, budget: Budget, events: EventLog) 
 
 
 def _controller(
-    settings: Settings, loaded: LoadedModel, emit: Callable[[Event], None]
+    settings: Settings,
+    loaded: LoadedModel,
+    calibration: Calibration | None,
+    emit: Callable[[Event], None],
 ) -> Controller:
+    struck = calibration.struck(settings.cache.max_kl) if calibration else frozenset()
     policy, name = start_policy(
         settings.policy.name, settings.policy.options, deadline_s=settings.policy.deadline_s
     )
@@ -178,6 +193,7 @@ def _controller(
         deadline_s=settings.policy.deadline_s,
         emit=emit,
         is_supported=_supports(loaded),
+        is_struck=lambda mode: mode.page_format in struck,
     )
 
 

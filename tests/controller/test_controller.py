@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 
@@ -55,6 +55,7 @@ def make(
     events: list[Event] | None = None,
     only: set[str] | None = None,
     ladder: tuple[CacheMode, ...] = LADDER,
+    struck: Collection[str] = (),
 ) -> Controller:
     return Controller(
         policy,
@@ -66,6 +67,7 @@ def make(
         deadline_s=60.0,
         emit=(events if events is not None else []).append,
         is_supported=lambda mode: only is None or mode in only,
+        is_struck=lambda mode: mode in struck,
     )
 
 
@@ -270,6 +272,45 @@ def test_a_pin_that_the_model_cannot_have_is_refused() -> None:
     controller = make(Scripted("full"), only={"full"})
     assert not controller.pin(CacheMode("int4"))
     assert not controller.is_pinned
+
+
+STRUCK = {"int4", "window:64+int4"}
+
+
+def test_what_is_struck_is_no_rung_and_no_policy_may_choose_it() -> None:
+    policy, events = Scripted("int4"), list[Event]()
+    controller = make(policy, events=events, struck=STRUCK)
+    assert controller.ladder == ("full", "int8", "disabled")
+    assert controller.decide(at(0)).mode == "full"
+    (fault,) = events
+    assert isinstance(fault, PolicyFault)
+    assert "does not support" in fault.error
+    policy.want("int8", a="window:64+int4")
+    assert controller.decide(at(0)).mode == "full"
+
+
+def test_running_out_goes_past_what_is_struck() -> None:
+    controller = make(Scripted("full"), struck=STRUCK)
+    sequence = make_sequence("a", mode="int8", num_tokens=9)
+    controller.decide(at(0))
+    orders = controller.step_down(at(0, sequence))
+    assert orders is not None
+    assert orders.modes["a"] == "disabled"
+
+
+def test_whoever_names_what_is_struck_has_it() -> None:
+    controller = make(Scripted("full"), struck=STRUCK)
+    assert controller.mode_for({CacheMode("int4")}) == "int4"
+    assert controller.mode_for({CacheMode("int4"), CacheMode("int8")}) == "int8"
+    assert controller.pin(CacheMode("int4"))
+    assert controller.decide(at(0)).mode == "int4"
+    controller.unpin()
+    assert controller.decide(at(100)).mode == "full"
+
+
+def test_a_ladder_of_which_everything_is_struck_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"int4 lose more than cache\.max_kl"):
+        make(Scripted(), ladder=(CacheMode("int4"),), struck=STRUCK)
 
 
 def test_running_out_steps_everything_down_and_keeps_it_there_for_a_while() -> None:

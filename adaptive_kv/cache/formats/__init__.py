@@ -11,10 +11,13 @@ from adaptive_kv.cache.formats.int4 import Int4
 from adaptive_kv.cache.formats.int8 import Int8
 from adaptive_kv.cache.geometry import LayerGroup
 
-__all__ = ["FORMAT_NAMES", "Format", "Full", "make_formats"]
+__all__ = ["FORMAT_NAMES", "LAYOUT_VERSION", "Format", "Full", "make_formats"]
 
 FORMAT_NAMES = ("full", "int8", "int4")
 """From the most exact to the densest."""
+
+LAYOUT_VERSION = 1
+"""Raise it when a format loses more or less than before: models are then calibrated again."""
 
 
 @functools.cache
