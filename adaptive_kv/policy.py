@@ -7,6 +7,7 @@ a policy and its tests run where no model and no GPU is.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Protocol, Self
 
@@ -17,6 +18,13 @@ _MODE = re.compile(
     r"|(?:window:(?P<window>[1-9][0-9]{0,8})(?:\+(?P<packed>int8|int4))?)"
     r"|(?P<plain>full|int8|int4)"
 )
+
+
+@lru_cache(maxsize=256)
+def _window(mode: str) -> int | None:
+    found = _MODE.fullmatch(mode)
+    assert found is not None
+    return int(found["window"]) if found["window"] else None
 
 
 class CacheMode(str):
@@ -32,6 +40,8 @@ class CacheMode(str):
 
     def __new__(cls, mode: str) -> Self:
         """Raise `UnknownModeError` unless `mode` is one of the seven forms."""
+        if type(mode) is cls:
+            return mode
         if not isinstance(mode, str) or _MODE.fullmatch(mode) is None:
             raise UnknownModeError(mode)
         return super().__new__(cls, mode)
@@ -39,9 +49,7 @@ class CacheMode(str):
     @property
     def window(self) -> int | None:
         """How many of the newest tokens are kept (sinks apart), or None where all are."""
-        found = _MODE.fullmatch(self)
-        assert found is not None
-        return int(found["window"]) if found["window"] else None
+        return _window(self)
 
     @property
     def page_format(self) -> str:

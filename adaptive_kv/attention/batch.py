@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -152,16 +151,10 @@ class RaggedBatch:
         rows = [(row, at.start) for _, row, at in self._placed_rows() if _is_decode(row)]
         if not rows or not cpu.can_serve(pages.group, self._store.device):
             return None
-        tables = [row.cache.page_table(group) for row, _ in rows]
-        windows = [row.cache.mode.window or cpu.NO_WINDOW for row, _ in rows]
-        return cpu.DecodeRows(
-            group=pages.group,
-            tokens=np.array([at for _, at in rows]),
-            positions=np.array([row.position for row, _ in rows]),
-            windows=np.array(windows),
-            first=np.cumsum([0, *(len(table) for table in tables)]),
-            pages=np.concatenate(tables),
-            sinks=self._store.keep.sinks,
+        return cpu.make_rows(
+            pages.group,
+            [(at, r.position, r.cache.mode.window, r.cache.page_table(group)) for r, at in rows],
+            self._store.keep.sinks,
         )
 
     def _plan_writes(self, group: int) -> list[_Write]:

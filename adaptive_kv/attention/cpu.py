@@ -8,6 +8,7 @@ Numba's own thread pools wait by spinning, which made a step seven times slower 
 program wanted the same cores.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,19 @@ _NO_LOGITS = np.empty(0, np.float32)
 _CAN_WIDEN_HALF = can_widen_half()
 
 
+def make_rows(
+    group: LayerGroup, rows: Sequence[tuple[int, int, int | None, Integers]], sinks: int
+) -> "DecodeRows":
+    """Of (place in the batch, position, the mode's window, page table) for every row."""
+    lines = [
+        (at, position, NO_WINDOW if window is None else window, table.ctypes.data, len(table))
+        for at, position, window, table in rows
+    ]
+    tables = tuple(table for *_, table in rows)
+    has_rotated = any((table[:, 2] == 4).any() for table in tables)
+    return DecodeRows(group, np.array(lines), tables, sinks, has_rotated)
+
+
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
     """Whether the kernel reads pages of this group."""
     return device.type == "cpu" and group.dtype is torch.float32 and _CAN_WIDEN_HALF
@@ -35,19 +49,18 @@ def can_serve(group: LayerGroup, device: torch.device) -> bool:
 class DecodeRows:
     """Rows of the batch that decode one token each, and where their pages are, for one group.
 
-    `tokens` are their places in the packed batch; `positions` those of their new tokens; row `r`
-    owns `pages[first[r]:first[r + 1]]`, each a line (address, side address, bits, start), among
-    them the full page that is reserved for the new token. `windows` are the modes' windows,
-    `NO_WINDOW` where there is none.
+    `rows` has a line for each: its place in the packed batch, the position of its new token, its
+    mode's window (`NO_WINDOW` where there is none), address and length of its page table. The
+    `tables` that it points to are of `SequenceCache.page_table`; among their pages is the full one
+    that is reserved for the new token.
     """
 
     group: LayerGroup
-    tokens: Integers
-    positions: Integers
-    windows: Integers
-    first: Integers
-    pages: Integers
+    rows: Integers
+    tables: tuple[Integers, ...]
     sinks: int
+    has_rotated: bool
+    """Whether some keys were rotated before they were packed."""
 
     def attend(
         self,
@@ -66,18 +79,13 @@ class DecodeRows:
         """
         # Models make these token by token: seen that way they are contiguous, no copy is made.
         q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
-        has_rotated = bool((self.pages[:, 2] == 4).any())
         sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
         decode(
             q.numpy(),
-            rotate(q).numpy() if has_rotated else q.numpy(),
+            rotate(q).numpy() if self.has_rotated else q.numpy(),
             k.numpy(),
             v.numpy(),
-            self.tokens,
-            self.positions,
-            self.windows,
-            self.first,
-            self.pages,
+            self.rows,
             place,
             self.sinks,
             NO_WINDOW if call.window is None else call.window,

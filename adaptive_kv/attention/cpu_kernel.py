@@ -406,11 +406,7 @@ def decode(
     rotated: Floats,
     keys: Floats,
     values: Floats,
-    tokens: Integers,
-    positions: Integers,
-    windows: Integers,
-    first: Integers,
-    pages: Integers,
+    rows: Integers,
     place: int,
     sinks: int,
     own_window: int,
@@ -428,8 +424,8 @@ def decode(
     parts = np.empty((2, _INT8_TOKENS * max(kd, vd)), np.float32)
     top, total = np.empty(num_queries, np.float32), np.empty(num_queries, np.float32)
     acc = np.empty((num_queries, vd), np.float32)
-    for r in range(len(tokens)):
-        token, position = tokens[r], positions[r]
+    for token, position, window, table, last in rows:
+        pages = carray(_pointer(table), (last, 4), np.int64)
         plain, turned = queries[token] * scaling, rotated[token] * scaling
         work = (plain, turned, folded, wide, parts, scores, top, total, acc)
         scores[:, :1], top[:], total[:], acc[:] = 0, _HIDDEN, 0, 0
@@ -440,11 +436,11 @@ def decode(
         for h in range(num_heads):
             own = values[token, h : h + 1]
             _add(acc, scores, 0, (h * group, (h + 1) * group), own, 1, 0)
-        p, last = first[r], first[r + 1]
         sizes = (num_heads, group, _FULL_TOKENS, kd, vd)
         offset = place * num_heads * (kd + vd) * _FULL_TOKENS * 4
-        _keep(pages[p:last], position, offset, sizes, keys[token], values[token])
-        own_from, from_ = position - own_window + 1, position - windows[r] + 1
+        _keep(pages, position, offset, sizes, keys[token], values[token])
+        own_from, from_ = position - own_window + 1, position - window + 1
+        p = 0
         while p < last:
             address, side, bits, start = pages[p]
             stop = _run_stop(pages, p, last, position)

@@ -174,9 +174,10 @@ class Controller:
             self._mode_since_s = reading.time_s
         if self._pinned is None:
             self._ask(reading)
-        mode, objection = self._nearest(CacheMode(self._wanted.mode), reading)
+        guard = Guard(reading, self._rungs, self._dwell, self._max_age_s, self.is_pinned)
+        mode, objection = self._nearest(CacheMode(self._wanted.mode), reading, guard)
         self._move(mode, reading)
-        self._order_sequences(reading)
+        self._order_sequences(reading, guard)
         return self._orders(reading, objection)
 
     def step_down(self, reading: Reading) -> Orders | None:
@@ -219,9 +220,10 @@ class Controller:
         self._mode_since_s = reading.time_s
         self._standing_reason, self._standing_code = self._wanted.reason, self._code
 
-    def _nearest(self, target: CacheMode, reading: Reading) -> tuple[CacheMode, str | None]:
+    def _nearest(
+        self, target: CacheMode, reading: Reading, guard: Guard
+    ) -> tuple[CacheMode, str | None]:
         """The mode nearest to `target` that the guard permits, and why it is not `target`."""
-        guard = Guard(reading, self._rungs, self._dwell, self._max_age_s, self.is_pinned)
         objection = guard.objection(target, self._mode)
         if objection is None:
             return target, None
@@ -230,9 +232,8 @@ class Controller:
                 return rung, objection
         return self._mode, objection
 
-    def _order_sequences(self, reading: Reading) -> None:
+    def _order_sequences(self, reading: Reading, guard: Guard) -> None:
         """Order every sequence the mode of the service or its own, as far as the guard permits."""
-        guard = Guard(reading, self._rungs, self._dwell, self._max_age_s, self.is_pinned)
         own = self._wanted.sequences
         ordered: dict[str, _Ordered] = {}
         for sequence in sorted(reading.sequences, key=lambda s: s.id in own):

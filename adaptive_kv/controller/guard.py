@@ -33,6 +33,8 @@ class Guard:
 
     def objection(self, target: CacheMode, current: CacheMode) -> str | None:
         """Why the service must not change from `current` to `target` now; None if it may."""
+        if target == current:
+            return None
         return self._objection(target, current, self._growth_bytes(target, current), None)
 
     def take(
@@ -57,8 +59,6 @@ class Guard:
     def _objection(
         self, target: CacheMode, current: CacheMode, growth_bytes: int | None, since_s: float | None
     ) -> str | None:
-        if target == current:
-            return None
         is_up = self._rungs.is_up(target, current, self._reading.costs)
         if not is_up and (growth_bytes is None or growth_bytes <= 0):
             return None

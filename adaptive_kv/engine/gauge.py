@@ -50,6 +50,7 @@ class Gauge:
         self._floor_bytes = floor_bytes
         self._seen = _Seen(sensor.latest(), store.held_bytes)
         self._last_held_bytes = store.held_bytes
+        self._trend: tuple[Seq[MemorySample], float | None] = ((), None)
 
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
@@ -59,7 +60,7 @@ class Gauge:
             time_s=now_s,
             step=step,
             memory=memory,
-            seconds_to_floor=seconds_to_floor(self._sensor.history(), self._floor_bytes),
+            seconds_to_floor=self._seconds_to_floor(),
             latency=self._meter.latency(),
             load=self.load(now_s),
             device=self._sensor.device().seen_at(now_s),
@@ -113,6 +114,13 @@ class Gauge:
             )
 
         return CostTable(modes, cost)
+
+    def _seconds_to_floor(self) -> float | None:
+        """The trend of free memory, computed once per sample: there are many steps between two."""
+        history = self._sensor.history()
+        if history is not self._trend[0]:
+            self._trend = (history, seconds_to_floor(history, self._floor_bytes))
+        return self._trend[1]
 
     def pages_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
         """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""

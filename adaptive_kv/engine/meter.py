@@ -1,8 +1,8 @@
 """Latency and throughput as running sequences see them."""
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
-from statistics import median, quantiles
 
 from adaptive_kv.policy import CacheMode, Latency
 
@@ -10,12 +10,41 @@ _NUM_SAMPLES = 128
 _RATE_WINDOW_S = 5.0
 
 
+class _Newest:
+    """The newest `max_num` numbers, kept in order too: their quantiles are asked in every step."""
+
+    def __init__(self, max_num: int) -> None:
+        self._max_num = max_num
+        self._values: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    @property
+    def last(self) -> float | None:
+        """The newest one; None before the first."""
+        return self._values[-1] if self._values else None
+
+    def add(self, value: float) -> None:
+        """Take one more; the oldest goes."""
+        if len(self._values) == self._max_num:
+            del self._sorted[bisect_left(self._sorted, self._values.popleft())]
+        self._values.append(value)
+        insort(self._sorted, value)
+
+    def quantile(self, share: float) -> float:
+        """The value below which `share` of them lie, between two of them by their distance."""
+        at = share * (len(self._sorted) - 1)
+        below = int(at)
+        above = min(below + 1, len(self._sorted) - 1)
+        low, high = self._sorted[below], self._sorted[above]
+        return low + (high - low) * (at - below)
+
+
 class Meter:
     """Fed once per step by the worker; times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._token_s: deque[float] = deque(maxlen=_NUM_SAMPLES)
-        self._by_mode: dict[CacheMode, deque[float]] = {}
+        self._token_s = _Newest(_NUM_SAMPLES)
+        self._by_mode: dict[CacheMode, _Newest] = {}
         self._typical_s: Mapping[CacheMode, float] = {}
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
@@ -24,25 +53,23 @@ class Meter:
         """A step took `duration_s` and gave each of `decoded` (mode: sequences) one token."""
         if not decoded:
             return
-        self._token_s.append(duration_s)
+        self._token_s.add(duration_s)
         num_tokens = sum(decoded.values())
         self._finished.append((now_s, num_tokens))
         self._num_finished += num_tokens
         if len(decoded) == 1:  # a mixed step says nothing about one mode
             mode = next(iter(decoded))
-            seen = self._by_mode.setdefault(mode, deque(maxlen=_NUM_SAMPLES // 4))
-            seen.append(duration_s)
-            self._typical_s = {**self._typical_s, mode: median(seen)}
+            seen = self._by_mode.setdefault(mode, _Newest(_NUM_SAMPLES // 4))
+            seen.add(duration_s)
+            self._typical_s = {**self._typical_s, mode: seen.quantile(0.5)}
 
     def latency(self) -> Latency:
         """Seconds per token over the last steps."""
-        if not self._token_s:
+        newest = self._token_s
+        if newest.last is None:
             return Latency(token_s=None, p50_s=None, p95_s=None)
-        newest = self._token_s[-1]
-        if len(self._token_s) == 1:
-            return Latency(token_s=newest, p50_s=newest, p95_s=newest)
-        p95_s = quantiles(self._token_s, n=20, method="inclusive")[-1]
-        return Latency(token_s=newest, p50_s=median(self._token_s), p95_s=p95_s)
+        p50_s, p95_s = newest.quantile(0.5), newest.quantile(0.95)
+        return Latency(token_s=newest.last, p50_s=p50_s, p95_s=p95_s)
 
     def token_s_by_mode(self) -> Mapping[CacheMode, float]:
         """Seconds per token last seen in each mode that was used; never changes afterwards."""

@@ -7,6 +7,7 @@ Every random number is a function of a sequence's seed and of how many tokens it
 sequence draws the same tokens in any batch, and a step that is retried draws them again.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
     best, chosen = logits.max(dim=-1)
     if not all(state.is_plain for state in states):
         chosen = _choose(logits.float(), states)
-    chosen = chosen.where(best.isfinite(), -1)
+    chosen = chosen.where(best.abs() < math.inf, -1)  # false for NaN, too
     if all(state.params.logprobs is None for state in states):
         return [Sampled(token_id) for token_id in _checked(chosen.tolist())]
     return _with_logprobs(logits, chosen, states)
@@ -149,7 +150,7 @@ def _choose(raw: Tensor, states: Sequence[SamplingState]) -> Tensor:
         index = torch.tensor(rows, device=raw.device)
         drawing = [states[row] for row in rows]
         chosen[index] = _draw(truncated(scores[index], drawing), drawing)
-    return chosen.where(best.isfinite(), -1)
+    return chosen.where(best.abs() < math.inf, -1)
 
 
 def penalized(raw: Tensor, states: Sequence[SamplingState]) -> Tensor:
