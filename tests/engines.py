@@ -339,10 +339,12 @@ def check(stand: Stand) -> None:
     store, scheduler = stand.store, stand.scheduler
     store.check()
     everyone = scheduler.everyone
-    assert sum(s.cache.used_bytes for s in everyone) == store.used_bytes
-    assert all(s.cache.used_bytes == 0 for s in scheduler.waiting)
+    caches = [cache for s in everyone for cache in (s.cache, s.shadow) if cache is not None]
+    assert sum(cache.used_bytes for cache in caches) == store.used_bytes
+    assert all(s.cache.used_bytes == s.shadow_bytes == 0 for s in scheduler.waiting)
+    assert all(s.shadow is None or s.shadow.is_exact for s in everyone)
     groups = range(len(store.groups))
-    pages = [page for s in everyone for group in groups for page in s.cache.pages(group)]
+    pages = [page for cache in caches for group in groups for page in cache.pages(group)]
     assert all(page.num_tokens for page in pages), "a step left pages behind that it did not fill"
     assert all(s.permits(s.mode) for s in everyone)
     assert len({s.id for s in everyone}) == len(everyone)

@@ -31,6 +31,11 @@ class Batch:
         return [chunk for chunk in self.chunks if chunk.is_last]
 
     @property
+    def is_healing(self) -> bool:
+        """Whether idle capacity is used in it."""
+        return any(chunk.is_healing for chunk in self.chunks)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest context in it."""
         return max(chunk.position + chunk.num_new for chunk in self.chunks)
@@ -51,14 +56,14 @@ class Batch:
 
 def make_batch(chunks: Seq[Chunk]) -> Batch:
     """The batch of chunks whose pages are reserved."""
-    rows = tuple(Row(c.sequence.cache, c.position, c.num_new) for c in chunks)
+    rows = tuple(Row(c.cache, c.position, c.num_new) for c in chunks)
     return Batch(tuple(chunks), rows, tuple(row.is_exact for row in rows))
 
 
 def roll_back(chunks: Seq[Chunk]) -> None:
     """Give back what was reserved for chunks that did not run."""
     for chunk in chunks:
-        chunk.sequence.cache.roll_back()
+        chunk.cache.roll_back()
 
 
 def check_shortage(error: RuntimeError) -> None:

@@ -187,7 +187,7 @@ class Desk:
         return "length" if is_long or len(sequence.tokens) >= self._max_context else None
 
     def _end(self, sequence: Sequence) -> None:
-        sequence.cache.drop()
+        sequence.drop()
         self._switcher.forget(sequence)
         self._scheduler.remove(sequence)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptive_kv.cache import costs
 from adaptive_kv.cache.store import PageStore
@@ -54,7 +54,7 @@ class Gauge:
 
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
-        memory = self.memory(now_s)
+        memory = self._memory_without_shadows(now_s)
         running = self._scheduler.running
         return Reading(
             time_s=now_s,
@@ -88,6 +88,15 @@ class Gauge:
             cache_bytes=held_bytes,
             source=sample.source,
             sample_age_s=max(0.0, now_s - sample.time_s),
+        )
+
+    def _memory_without_shadows(self, now_s: float) -> Memory:
+        """Healing gives way to everyone, so nobody has to decide anything because of it."""
+        memory, shadow_bytes = self.memory(now_s), self._scheduler.shadow_bytes
+        return replace(
+            memory,
+            free_bytes=memory.free_bytes + shadow_bytes,
+            cache_bytes=memory.cache_bytes - shadow_bytes,
         )
 
     def load(self, now_s: float) -> Load:

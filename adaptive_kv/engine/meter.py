@@ -49,15 +49,25 @@ class Meter:
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
 
-    def add_step(self, now_s: float, duration_s: float, decoded: dict[CacheMode, int]) -> None:
-        """A step took `duration_s` and gave each of `decoded` (mode: sequences) one token."""
+    def add_step(
+        self,
+        now_s: float,
+        duration_s: float,
+        decoded: dict[CacheMode, int],
+        *,
+        is_typical: bool = True,
+    ) -> None:
+        """A step took `duration_s` and gave each of `decoded` (mode: sequences) one token.
+
+        One that is not typical says nothing about what a mode costs.
+        """
         if not decoded:
             return
         self._token_s.add(duration_s)
         num_tokens = sum(decoded.values())
         self._finished.append((now_s, num_tokens))
         self._num_finished += num_tokens
-        if len(decoded) == 1:  # a mixed step says nothing about one mode
+        if is_typical and len(decoded) == 1:  # a mixed step says nothing about one mode
             mode = next(iter(decoded))
             seen = self._by_mode.setdefault(mode, _Newest(_NUM_SAMPLES // 4))
             seen.add(duration_s)

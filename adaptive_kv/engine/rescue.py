@@ -36,13 +36,17 @@ class Rescue:
     def order(self, orders: Orders, reading: Reading) -> None:
         """Set what was ordered: how much slabs may take, and the modes, which pages follow."""
         missing_bytes = min(0, reading.memory.headroom_bytes)
-        self._store.budget.allowance_bytes = orders.allowance_bytes or missing_bytes
+        allowance_bytes = orders.allowance_bytes or missing_bytes
+        # The reading counts what healing holds as free, which it only is once it is given back.
+        self._store.budget.allowance_bytes = allowance_bytes - self._scheduler.shadow_bytes
         modes = {s: orders.modes.get(s.id, s.mode) for s in self._scheduler.running}
         self._switcher.order(orders.mode, modes, orders.reason_text)
 
     def make_room(self, shortage: OutOfMemory, read: Callable[[], Reading]) -> None:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
-        before_bytes, freed_bytes = self._taken_bytes(shortage), 0
+        before_bytes = self._taken_bytes(shortage)
+        self._drop_shadows()
+        freed_bytes = before_bytes - self._taken_bytes(shortage)
         while freed_bytes < shortage.needed_bytes:
             reading = read()
             orders = self._controller.step_down(reading)
@@ -59,13 +63,25 @@ class Rescue:
             )
         )
 
+    def stop_healing(self, shortage: OutOfMemory) -> None:
+        """Give back what healing holds, before anybody goes down because of it."""
+        freed_bytes = self._scheduler.shadow_bytes
+        self._drop_shadows()
+        self._emit(
+            OomAverted(
+                to_mode=self._controller.mode,
+                needed_bytes=shortage.needed_bytes,
+                freed_bytes=freed_bytes,
+            )
+        )
+
     def park_last(self, needed_bytes: int) -> None:
         """Drop the pages of the sequence that is last in line; it waits and resumes later."""
         sequence = self._scheduler.last_in_line()
         if sequence is None:
             return
-        freed_bytes = sequence.cache.used_bytes
-        sequence.cache.drop()
+        freed_bytes = sequence.cache.used_bytes + sequence.shadow_bytes
+        sequence.drop()
         self._switcher.forget(sequence)
         self._scheduler.park(sequence, self._clock())
         self._store.compact(needed_bytes)
@@ -78,6 +94,10 @@ class Rescue:
                 reason="memory",
             )
         )
+
+    def _drop_shadows(self) -> None:
+        for sequence in self._scheduler.running:
+            sequence.drop_shadow()
 
     def _taken_bytes(self, shortage: OutOfMemory) -> int:
         """How much is taken of what was short."""

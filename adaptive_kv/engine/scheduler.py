@@ -7,14 +7,16 @@ parking takes from the other end.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.sequence import Sequence, State
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """The next `num_new` tokens of a sequence, from `position` on."""
+    """The next `num_new` tokens of a sequence from `position` on, and the cache they go into."""
 
     sequence: Sequence
+    cache: SequenceCache
     position: int
     num_new: int
 
@@ -22,6 +24,11 @@ class Chunk:
     def is_last(self) -> bool:
         """Whether the sequence's next token can be sampled after it."""
         return self.position + self.num_new == len(self.sequence.tokens)
+
+    @property
+    def is_healing(self) -> bool:
+        """Whether it goes into a cache that the sequence does not decode with."""
+        return self.cache is not self.sequence.cache
 
 
 class Scheduler:
@@ -44,6 +51,11 @@ class Scheduler:
     def everyone(self) -> list[Sequence]:
         """All sequences, running first."""
         return [*self.running, *self.waiting]
+
+    @property
+    def shadow_bytes(self) -> int:
+        """Bytes of pages that healing uses and gives back to whoever needs them."""
+        return sum(sequence.shadow_bytes for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         """Let a new sequence wait its turn."""
@@ -125,4 +137,4 @@ class Scheduler:
 
 
 def _next(sequence: Sequence, num_new: int) -> Chunk:
-    return Chunk(sequence, sequence.cache.num_stored, num_new)
+    return Chunk(sequence, sequence.cache, sequence.cache.num_stored, num_new)

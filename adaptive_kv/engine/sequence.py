@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from adaptive_kv.attention.batch import Row
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.mailbox import Request, Usage
 from adaptive_kv.engine.sampling import SamplingState
@@ -42,8 +43,11 @@ class Sequence:
     num_when_stuck: int = -1
     """Tokens generated when it last could not go on although nobody else ran, at `stuck_s`."""
     stuck_s: float = 0.0
-    is_exact: bool = True
-    """Whether no lossy mode touched any of its tokens so far."""
+    was_always_exact: bool = True
+    """Whether no lossy mode touched any of its tokens so far; what is healed stays touched."""
+    shadow: SequenceCache | None = None
+    """A fresh full cache under way; takes the place of `cache`, or is given back before anything
+    else is."""
 
     @property
     def id(self) -> str:
@@ -54,6 +58,16 @@ class Sequence:
     def mode(self) -> CacheMode:
         """How its cache is kept."""
         return self.cache.mode
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its next token will be as in a fresh full run of its tokens so far."""
+        return Row(self.cache, self.cache.num_stored, self.num_pending).is_exact
+
+    @property
+    def shadow_bytes(self) -> int:
+        """Bytes of the shadow's pages."""
+        return 0 if self.shadow is None else self.shadow.used_bytes
 
     @property
     def num_output(self) -> int:
@@ -82,6 +96,17 @@ class Sequence:
         """Whether its request permits a mode."""
         return self.request.allow is None or mode in self.request.allow
 
+    def drop(self) -> None:
+        """Give back every page."""
+        self.drop_shadow()
+        self.cache.drop()
+
+    def drop_shadow(self) -> None:
+        """Give back what was recomputed so far."""
+        if self.shadow is not None:
+            self.shadow.drop()
+            self.shadow = None
+
     def info(self) -> SequenceInfo:
         """What a policy is shown."""
         return SequenceInfo(
@@ -91,7 +116,7 @@ class Sequence:
             cache_bytes=self.cache.used_bytes,
             priority=self.request.priority,
             allow=self.request.allow,
-            exact=self.is_exact and self.cache.is_exact,
+            exact=self.is_exact,
         )
 
     def status(self) -> SequenceStatus:
@@ -101,7 +126,7 @@ class Sequence:
             state=self.state.value,
             mode=self.mode,
             num_tokens=len(self.tokens),
-            cache_bytes=self.cache.used_bytes,
+            cache_bytes=self.cache.used_bytes + self.shadow_bytes,
             exact=self.is_exact,
         )
 
@@ -112,5 +137,5 @@ class Sequence:
             num_output_tokens=self.num_output,
             tokens_by_mode=dict(self.tokens_by_mode),
             switches=self.num_switches,
-            exact=self.is_exact,
+            exact=self.was_always_exact,
         )

@@ -17,6 +17,7 @@ from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.gauge import Gauge
 from adaptive_kv.engine.herald import starting_status
+from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.loading import LoadedModel, load_model
 from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.mailbox import Mailbox
@@ -133,6 +134,15 @@ def build_engine(
             clock=clock,
         ),
         rescue=Rescue(store, controller, scheduler, switcher, emit, clock),
+        healer=Healer(
+            scheduler,
+            store,
+            gauge,
+            emit,
+            is_on=settings.cache.heal,
+            rest_s=settings.policy.min_dwell_s,
+            clock=clock,
+        ),
         mailbox=mailbox,
         max_age_s=settings.memory.max_age_s,
         clock=clock,

@@ -36,6 +36,7 @@ class SequenceStatus:
     num_tokens: int
     cache_bytes: int
     exact: bool
+    """Whether what follows is as in a fresh full run of the tokens so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

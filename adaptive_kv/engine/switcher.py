@@ -91,6 +91,7 @@ class Switcher:
         self._under_way.pop(sequence, None)
 
     def _start(self, sequence: Sequence, mode: CacheMode, reason: str) -> None:
+        sequence.drop_shadow()
         under_way = _Switch(sequence.mode, reason, self._clock())
         used_bytes = sequence.cache.used_bytes
         sequence.cache.mode = mode

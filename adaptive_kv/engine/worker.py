@@ -1,8 +1,8 @@
 """The worker: one thread, one loop, one step at a time.
 
-A step reads as a sentence: take mail, read, decide, switch, schedule, forward, sample, emit. It
-either commits whole or leaves no trace: what a sequence has stored and said only advances after
-the forward and the sampling returned, so a step that ran out of memory is simply run again.
+A step reads as a sentence: take mail, read, decide, switch, admit, heal, schedule, forward, sample,
+emit. It either commits whole or leaves no trace: what a sequence has stored and said only advances
+after the forward and the sampling returned, so a step that ran out of memory is simply run again.
 """
 
 import threading
@@ -20,6 +20,7 @@ from adaptive_kv.engine.admission import Admission
 from adaptive_kv.engine.batch import Batch, OutOfMemory, check_shortage, make_batch, roll_back
 from adaptive_kv.engine.desk import Desk
 from adaptive_kv.engine.gauge import Gauge
+from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.herald import make_status
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
@@ -52,6 +53,7 @@ class Worker:
         desk: Desk,
         admission: Admission,
         rescue: Rescue,
+        healer: Healer,
         mailbox: Mailbox,
         max_age_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -66,6 +68,7 @@ class Worker:
         self._desk = desk
         self._admission = admission
         self._rescue = rescue
+        self._healer = healer
         self._mailbox = mailbox
         self._max_age_s = max_age_s
         self._clock = clock
@@ -94,6 +97,7 @@ class Worker:
         orders = self._controller.decide(reading)
         self._switch(orders, reading)
         self._admit(orders)
+        self._healer.tend(reading)
         if batch := self._schedule():
             self._forward_sample_emit(batch, started_s)
         self._publish(reading, orders)
@@ -156,17 +160,19 @@ class Worker:
         return outcome
 
     def _try_schedule(self) -> Batch | OutOfMemory | None:
-        chunks = self._scheduler.chunks(self._gauge.step_tokens())
+        num_tokens = self._gauge.step_tokens()
+        chunks = self._scheduler.chunks(num_tokens)
         try:
             for chunk in chunks:
-                if not chunk.sequence.mode.is_disabled:
-                    chunk.sequence.cache.reserve(chunk.num_new)
+                if not chunk.cache.mode.is_disabled:
+                    chunk.cache.reserve(chunk.num_new)
         except RuntimeError as error:
             check_shortage(error)
         else:
+            chunks += self._healer.chunks(num_tokens - len(chunks))
             return make_batch(chunks) if chunks else None
         roll_back(chunks)
-        stored = [chunk for chunk in chunks if not chunk.sequence.mode.is_disabled]
+        stored = [chunk for chunk in chunks if not chunk.cache.mode.is_disabled]
         needed_bytes = sum(self._gauge.chunk_bytes(chunk.num_new) for chunk in stored)
         return OutOfMemory(needed_bytes, is_of_pages=True)
 
@@ -174,6 +180,9 @@ class Worker:
 
     def _forward_sample_emit(self, batch: Batch, started_s: float) -> None:
         outcome = self._try(batch)
+        if isinstance(outcome, OutOfMemory) and batch.is_healing:
+            batch = self._without_healing(batch, outcome)
+            outcome = self._try(batch)
         if isinstance(outcome, OutOfMemory):
             roll_back(batch.chunks)
             self._make_room(outcome)
@@ -192,7 +201,7 @@ class Worker:
         self._commit(batch)
         now_s = self._clock()
         decoded = Counter(c.sequence.mode for c in batch.sampled)
-        self._meter.add_step(now_s, now_s - started_s, decoded)
+        self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=not batch.is_healing)
         for sequence in self._desk.emit(batch.sampled, outcome):
             self._finish(sequence)
 
@@ -211,15 +220,20 @@ class Worker:
             check_shortage(error)
             return OutOfMemory(needed_bytes - getattr(error, "left_bytes", 0))
 
+    def _without_healing(self, batch: Batch, shortage: OutOfMemory) -> Batch:
+        others = [chunk for chunk in batch.chunks if not chunk.is_healing]
+        self._rescue.stop_healing(shortage)
+        return make_batch(others)
+
     def _commit(self, batch: Batch) -> None:
         self._rescue.is_short = False
         self._scheduler.end_turn()
         for chunk, row, is_exact in zip(batch.chunks, batch.rows, batch.are_exact, strict=True):
-            chunk.sequence.is_exact &= is_exact
+            chunk.sequence.was_always_exact &= is_exact
             if row.is_stored:
                 row.cache.commit(chunk.num_new, is_exact=is_exact)
 
     def _finish(self, sequence: Sequence) -> None:
-        sequence.cache.drop()
+        sequence.drop()
         self._switcher.forget(sequence)
         self._scheduler.remove(sequence)
