@@ -142,6 +142,7 @@ class SequenceInfo:
     allow: frozenset[CacheMode] | None = None
     """The only modes that its request permits; None permits all."""
     exact: bool = True
+    """Whether its next token would be as in a fresh full run; true again once it is healed."""
 
     def permits(self, mode: str) -> bool:
         """Whether this sequence's request permits `mode`."""

@@ -4,14 +4,15 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from broker import Listener, comes_true, running_mosquitto
-from cli.test_serve import Served, serving
+from cli.test_serve import Served, ask, serving
 from schemas import validate
 
 MIB = 2**20
@@ -164,6 +165,20 @@ def test_a_squeeze_goes_down_and_up_the_ladder_between_tokens(tmp_path: Path) ->
     assert [c["from"] for c in changes] == ["full", *(c["to"] for c in changes[:-1])]
 
 
+def test_what_a_squeeze_has_cost_is_healed_once_it_lifts(tmp_path: Path) -> None:
+    """Readers of `/events` hear of it, and the state says that what follows is exact."""
+    with squeezable(tmp_path) as (served, device), ExitStack() as answers:
+        for number in range(8):
+            asked = ask(f"{served.url}/v1/completions", prompt=prompt(number), max_tokens=2500)
+            next(answers.enter_context(asked))
+        device.free_bytes = TIGHT_BYTES
+        assert comes_true(lambda: len(exact_ids(served)) < 8)
+        device.free_bytes = ROOMY_BYTES
+        healed = next(event for event in events(served) if event["type"] == "healed")
+        validate("event", healed)
+        assert comes_true(lambda: healed["sequence"] in exact_ids(served))
+
+
 def test_a_request_that_permits_only_full_is_never_packed(tmp_path: Path) -> None:
     """Its neighbours pay for it, and its text is what it would have been without a squeeze."""
     only_full = {"ignore_eos": True, "adaptive_kv": {"allow": ["full"]}}
@@ -191,6 +206,20 @@ def test_a_request_that_permits_only_full_is_never_packed(tmp_path: Path) -> Non
 def running(served: Served) -> int:
     found: int = httpx.get(f"{served.url}/status").json()["load"]["running"]
     return found
+
+
+def exact_ids(served: Served) -> set[str]:
+    """The sequences of which the state says that what follows is exact."""
+    sequences = httpx.get(f"{served.url}/status").json()["sequence_list"]
+    return {one["id"] for one in sequences if one["exact"]}
+
+
+def events(served: Served) -> Iterator[dict[str, Any]]:
+    """Every event from the first on, as it comes."""
+    with httpx.stream("GET", f"{served.url}/events?since=0", timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                yield json.loads(line.removeprefix("data:"))
 
 
 def newest_seq(served: Served) -> int:

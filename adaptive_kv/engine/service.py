@@ -16,8 +16,8 @@ from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.gauge import Gauge
-from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.healer import Healer
+from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
 from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.mailbox import Mailbox

@@ -55,7 +55,7 @@ def listening(process: subprocess.Popen[str]) -> str:
 
 
 @contextmanager
-def ask(url: str, **parameters: int) -> Iterator[Iterator[dict[str, Any]]]:
+def ask(url: str, **parameters: Any) -> Iterator[Iterator[dict[str, Any]]]:
     """The chunks of a streamed answer as they come."""
     body = ASK | {"stream": True} | parameters
     with httpx.stream("POST", url, json=body, timeout=60) as response:

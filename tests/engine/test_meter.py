@@ -39,6 +39,15 @@ def test_latency_of_a_mode_comes_from_steps_in_that_mode_alone() -> None:
     assert meter.token_s_by_mode() == {FULL: 0.1, INT4: 0.2}
 
 
+def test_a_step_that_also_heals_says_nothing_of_its_mode_but_is_seen() -> None:
+    meter = Meter()
+    meter.add_step(1.0, 0.1, {FULL: 3})
+    for time_s in (2.0, 3.0, 4.0):
+        meter.add_step(time_s, 0.9, {FULL: 3}, is_typical=False)
+    assert meter.token_s_by_mode() == {FULL: 0.1}
+    assert meter.latency().p50_s == 0.9
+
+
 def test_throughput_counts_all_sequences_of_the_last_seconds_and_fades() -> None:
     meter = Meter()
     for number in range(11):

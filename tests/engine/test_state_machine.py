@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from engines import (
     MIB,
     Faults,
     Memory,
+    Stand,
     check,
     check_empty,
     faulty_attention,
@@ -23,14 +25,44 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from models import prompt
 
 from adaptive_kv.engine.mailbox import Finished
+from adaptive_kv.engine.sequence import Sequence
 
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
-_MAX_TOKENS = 24
+_MAX_TOKENS = 48
 _FLOOR_BYTES = 128 * KIB
 _MODES = (*LADDER, "window:64", "window:64+int8")
 _LENGTHS = (1, 2, 15, 16, 17, 40, 64, 81, 120, 160, 200)
 _ALLOWS = (None, None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
 _STEPS = st.integers(1, 5)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """A sequence that lost something and is exact again, healed or recomputed, before a step."""
+
+    sequence: Sequence
+    tokens: tuple[int, ...]
+    num_exact: int
+
+    def check(self) -> None:
+        """Its next token, unless sampled in a lossy mode after all, is that of a fresh run."""
+        new = tuple(self.sequence.tokens[len(self.tokens) :])
+        if new and _num_exact(self.sequence) > self.num_exact:
+            assert list(new) == wanted(self.tokens, 1)
+
+
+def exact_again(stand: Stand) -> list[Promise]:
+    """Of all that say so now."""
+    return [
+        Promise(s, tuple(s.tokens), _num_exact(s))
+        for s in stand.scheduler.everyone
+        if s.info().exact and not s.usage().exact
+    ]
+
+
+def _num_exact(sequence: Sequence) -> int:
+    """How many tokens were sampled in a mode that loses nothing."""
+    return sum(num for mode, num in sequence.tokens_by_mode.items() if mode.is_exact)
 
 
 class AnythingHappens(RuleBasedStateMachine):
@@ -96,6 +128,13 @@ class AnythingHappens(RuleBasedStateMachine):
         self.stand.unpin()
         self.steps(num_steps)
 
+    @rule(num_steps=st.integers(10, 20))
+    def pressure_is_gone(self, num_steps: int) -> None:
+        """Long enough that who has lost something may be healed."""
+        self.neighbour_goes()
+        self.stand.pin("full")
+        self.steps(num_steps)
+
     @rule(taken_kib=st.integers(0, 4096), num_steps=_STEPS)
     def neighbour_takes(self, taken_kib: int, num_steps: int) -> None:
         left_bytes = self.memory.total_bytes - self.stand.store.held_bytes
@@ -114,10 +153,19 @@ class AnythingHappens(RuleBasedStateMachine):
         self.faults.failing = lambda n: first <= n < first + num
         self.steps(num_steps)
 
+    def neighbour_goes(self) -> None:
+        """All memory is there again."""
+        self.faults.failing = lambda _: False
+        self.memory.neighbour_bytes = 0
+        self.stand.store.budget.limit_bytes = None
+
     def steps(self, num_steps: int) -> None:
         for _ in range(num_steps):
+            promised = exact_again(self.stand)
             self.stand.step()
             check(self.stand)
+            for promise in promised:
+                promise.check()
 
     @invariant()
     def pages_and_answers_are_right(self) -> None:
@@ -137,15 +185,12 @@ class AnythingHappens(RuleBasedStateMachine):
 
     def drain(self) -> None:
         """Once memory is there again everyone who still waits is answered."""
-        self.faults.failing = lambda _: False
-        self.memory.neighbour_bytes = 0
-        self.stand.store.budget.limit_bytes = None
+        self.neighbour_goes()
         self.stand.unpin()
         for _ in range(300):
             if not self.alive:
                 break
-            self.stand.step()
-            check(self.stand)
+            self.steps(1)
         assert not self.alive, "a request is lost"
         self.stand.step()
         self.pages_and_answers_are_right()
