@@ -22,9 +22,7 @@ class Detokenizer:
     token's text depends on its neighbours: a leading space, a character made of several tokens.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._backend = _decoder(tokenizer)
         self._has_bytes = tokenizer.convert_tokens_to_ids("<0x00>") not in {

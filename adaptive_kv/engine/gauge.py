@@ -93,6 +93,8 @@ class Gauge:
     def _memory_without_shadows(self, now_s: float) -> Memory:
         """Healing gives way to everyone, so nobody has to decide anything because of it."""
         memory, shadow_bytes = self.memory(now_s), self._scheduler.shadow_bytes
+        if not shadow_bytes:
+            return memory
         return replace(
             memory,
             free_bytes=memory.free_bytes + shadow_bytes,
