@@ -1,5 +1,6 @@
 """`adaptive-kv serve`."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -23,6 +24,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP until SIGTERM or SIGINT, and tell about it over MQTT.
 
+    SIGHUP loads the configuration anew: policy, ladder, floor and log level change at once.
+
     Example: `adaptive-kv serve --model ./Qwen3-0.6B --memory-budget 4GiB`
     """
     from adaptive_kv.config import load_settings
@@ -39,10 +42,11 @@ def serve(
     flags["server"] = {"host": host, "port": port}
     flags["policy"] = {"name": policy}
     flags["mqtt"] = {"url": mqtt_url, "node": node}
-    settings = load_settings(config, flags)
+    load = partial(load_settings, config, flags)
+    settings = load()
     configure_logging(settings.log)
     adopt_transformers(progress=False)
 
     from adaptive_kv.cli.service import run_service
 
-    raise typer.Exit(0 if run_service(settings, pinned) else 1)
+    raise typer.Exit(0 if run_service(settings, pinned, load) else 1)

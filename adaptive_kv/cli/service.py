@@ -7,13 +7,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import structlog
 import torch
 
 from adaptive_kv.cli.notify import notify
+from adaptive_kv.cli.reloading import Reloaded, Reloader, reload_on_hangup
 from adaptive_kv.config import Settings
 from adaptive_kv.documents import (
     DocumentMaker,
@@ -40,15 +41,17 @@ _GONE = Refusal("the service is stopping", 503, "server_error", code="stopping",
 _log = structlog.get_logger(__name__)
 
 
-def run_service(settings: Settings, pinned: CacheMode | None) -> bool:
+def run_service(settings: Settings, pinned: CacheMode | None, load: Callable[[], Settings]) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when the worker died by itself.
+
+    `load` loads the settings anew, at SIGHUP.
 
     Raises `ConfigError`, `ModelError` or `PolicyError` where the service cannot start.
     """
     events = EventLog()
     engine = start_engine(settings, events)
     try:
-        return asyncio.run(_serve(_Service(engine, events, settings), pinned))
+        return asyncio.run(_serve(_Service(engine, events, settings, load), pinned))
     finally:
         engine.stop()
 
@@ -56,7 +59,9 @@ def run_service(settings: Settings, pinned: CacheMode | None) -> bool:
 class _Service:
     """The parts that speak to the outside, beside one engine."""
 
-    def __init__(self, engine: Engine, events: EventLog, settings: Settings) -> None:
+    def __init__(
+        self, engine: Engine, events: EventLog, settings: Settings, load: Callable[[], Settings]
+    ) -> None:
         server = settings.server
         self.engine = engine
         self.events = events
@@ -69,10 +74,11 @@ class _Service:
         )
         self.publisher = Publisher(
             settings.mqtt,
-            info=_info(engine, self.documents, settings.cache.max_kl),
+            info=_info(engine, self.documents, settings.cache.max_kl, engine.ladder),
             documents=self.documents,
             events=events,
         )
+        self.reloader = Reloader(engine, settings, load, self._tell_reloaded)
         self.closing = asyncio.Event()
 
     @property
@@ -96,8 +102,15 @@ class _Service:
         )
         await serve_http(app, self.settings.server, stop=self.closing, on_listening=_tell_listening)
 
+    def _tell_reloaded(self, reloaded: Reloaded) -> None:
+        if "cache.ladder" in reloaded.changed:
+            max_kl, ladder = self.settings.cache.max_kl, reloaded.ladder
+            self.publisher.replace_info(_info(self.engine, self.documents, max_kl, ladder))
 
-def _info(engine: Engine, documents: DocumentMaker, max_kl: float) -> InfoDocument:
+
+def _info(
+    engine: Engine, documents: DocumentMaker, max_kl: float, ladder: Iterable[CacheMode]
+) -> InfoDocument:
     device = engine.loaded.model.device
     return info_document(
         node=documents.node,
@@ -106,7 +119,7 @@ def _info(engine: Engine, documents: DocumentMaker, max_kl: float) -> InfoDocume
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         model=engine.card.name,
         memory_source=engine.mailbox.status.memory.source,
-        ladder=engine.ladder,
+        ladder=ladder,
         calibration=calibration_state(found, max_kl) if (found := engine.calibration) else None,
     )
 
@@ -119,8 +132,10 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
             with _signals() as told:
                 mqtt = tasks.create_task(service.publisher.run(), name="mqtt")
                 await _first_step(service, told)
+                reloading = tasks.create_task(reload_on_hangup(service.reloader), name="reload")
                 http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
+                reloading.cancel()
                 notify("STOPPING=1")
                 await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
                 service.closing.set()

@@ -97,9 +97,10 @@ class Asker:
                 self._standing = answer
         return self._standing
 
-    def reload(self, policy: AnyPolicy, name: str) -> None:
+    def reload(self, policy: AnyPolicy, name: str, deadline_s: float | None = None) -> None:
         """Put `policy` in charge, whatever was before; what was is closed."""
         self.close()
+        self._deadline_s = self._deadline_s if deadline_s is None else deadline_s
         self._is_fallback = False
         self._put_in_charge(policy, name)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 from adaptive_kv.controller.asking import AnyPolicy, Asker
@@ -67,7 +68,8 @@ class Controller:
         is_struck: Callable[[CacheMode], bool] = lambda _: False,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._rungs = Rungs(ladder, is_supported, is_struck)
+        self._make_rungs = partial(Rungs, supports=is_supported, is_struck=is_struck)
+        self._rungs = self._make_rungs(ladder)
         self._asker = Asker(
             policy,
             name,
@@ -128,12 +130,29 @@ class Controller:
         """Of all policies, since the start."""
         return self._asker.num_faults
 
-    def reload(self, policy: AnyPolicy, name: str) -> None:
+    def check_ladder(self, ladder: Sequence[CacheMode]) -> tuple[CacheMode, ...]:
+        """What of a ladder this model can have; any thread. Raises `ConfigError` if nothing."""
+        return self._make_rungs(ladder).ladder
+
+    def reload(
+        self,
+        policy: AnyPolicy,
+        name: str,
+        *,
+        ladder: Sequence[CacheMode] | None = None,
+        min_dwell_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> None:
         """Put `policy` in charge from the next reading on, its faults in a row forgotten.
 
-        The one before is closed, and a fallback that has taken over ends.
+        The one before is closed, and a fallback that has taken over ends. What else is given
+        replaces what was; a mode that is no longer on the ladder stays until it is changed.
         """
-        self._asker.reload(policy, name)
+        if ladder is not None:
+            self._rungs = self._make_rungs(ladder)
+        if min_dwell_s is not None:
+            self._dwell.set_min(min_dwell_s)
+        self._asker.reload(policy, name, deadline_s)
 
     def close(self) -> None:
         """Let go of the policy."""

@@ -17,6 +17,10 @@ class Dwell:
         self._last_change_s = float("-inf")
         self._last_up_s = float("-inf")
 
+    def set_min(self, min_s: float) -> None:
+        """Wait so long from now on; earlier mistakes are forgotten, the last change is not."""
+        self._min_s = self.wait_s = min_s
+
     def has_passed(self, time_s: float, since_s: float | None = None) -> bool:
         """Whether the wait is over since the last change, or since `since_s`."""
         return time_s - (self._last_change_s if since_s is None else since_s) >= self.wait_s

@@ -128,7 +128,7 @@ def info_document(
     ladder: Iterable[str],
     calibration: CalibrationState | None = None,
 ) -> InfoDocument:
-    """What does not change while the process runs; `time` is seconds since the epoch."""
+    """What seldom changes while the process runs; `time` is seconds since the epoch."""
     return InfoDocument(
         schema=INFO_SCHEMA,
         node=node,

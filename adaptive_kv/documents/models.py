@@ -265,7 +265,7 @@ class CalibrationState(Document):
 
 
 class InfoDocument(Document):
-    """What does not change while the process runs."""
+    """What seldom changes while the process runs."""
 
     schema_: Literal["adaptive-kv.info/1"] = Field(alias="schema")
     node: Node

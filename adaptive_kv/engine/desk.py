@@ -20,6 +20,7 @@ from adaptive_kv.engine.mailbox import (
     Mail,
     Mailbox,
     PinMode,
+    Reconfigure,
     Reply,
     Request,
     TokenLogprob,
@@ -56,6 +57,7 @@ class Desk:
         vocabulary: Vocabulary,
         *,
         max_context: int,
+        set_floor: Callable[[int], None],
         emit: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -66,6 +68,7 @@ class Desk:
         self._store = store
         self._vocabulary = vocabulary
         self._max_context = max_context
+        self._set_floor = set_floor
         self._emit = emit
         self._clock = clock
         self._num_requests = 0
@@ -120,6 +123,18 @@ class Desk:
             case BeginDrain():
                 self.is_draining = True
                 self._emit(Drain(running=len(self._scheduler.everyone)))
+            case Reconfigure():
+                self._reconfigure(mail)
+
+    def _reconfigure(self, mail: Reconfigure) -> None:
+        self._set_floor(mail.floor_bytes)
+        self._controller.reload(
+            mail.policy,
+            mail.policy_name,
+            ladder=mail.ladder,
+            min_dwell_s=mail.min_dwell_s,
+            deadline_s=mail.deadline_s,
+        )
 
     def _open(self, request: Request) -> None:
         mode = self._controller.mode_for(request.allow, self._controller.mode)

@@ -71,6 +71,10 @@ class Gauge:
             sequences=tuple(sequence.info() for sequence in running),
         )
 
+    def set_floor(self, floor_bytes: int) -> None:
+        """Leave so much free for others from the next reading on."""
+        self._floor_bytes = floor_bytes
+
     def memory(self, now_s: float) -> Memory:
         """Free memory as sampled, less what the cache has taken since."""
         sample = self._sensor.latest()

@@ -4,7 +4,8 @@
     front (asyncio)  <-- Reply --    worker, all replies of one step at once
     front (asyncio)  <-- Status --   worker, latest value
 
-Everything that crosses is plain data, so that the mailbox can become a pipe between processes.
+Everything that crosses is plain data, so that the mailbox can become a pipe between processes; but
+for a policy, which is started where it may take its time and then handed over.
 """
 
 import threading
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from adaptive_kv.controller.asking import AnyPolicy
 from adaptive_kv.engine.status import Status
 from adaptive_kv.errors import Refusal
 from adaptive_kv.policy import CacheMode
@@ -77,7 +79,21 @@ class BeginDrain:
     """Take no more requests; finish those that run."""
 
 
-Mail = Request | Cancel | PinMode | UnpinMode | BeginDrain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconfigure:
+    """Work with another policy, ladder and floor from the next step on."""
+
+    policy: AnyPolicy
+    """Started, and nobody else's."""
+    policy_name: str
+    ladder: tuple[CacheMode, ...]
+    """At least one of them must be supported by the model."""
+    min_dwell_s: float
+    deadline_s: float
+    floor_bytes: int
+
+
+Mail = Request | Cancel | PinMode | UnpinMode | BeginDrain | Reconfigure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

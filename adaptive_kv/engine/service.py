@@ -48,12 +48,16 @@ class Engine:
     card: ModelCard
     prompts: PromptEncoder
     mailbox: Mailbox
-    ladder: tuple[CacheMode, ...]
     budget: Budget
     controller: Controller
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
+
+    @property
+    def ladder(self) -> tuple[CacheMode, ...]:
+        """As it is at this moment."""
+        return self.controller.ladder
 
     def stop(self) -> None:
         """End the worker after its present step, the sensors, and a policy's process."""
@@ -112,6 +116,7 @@ def build_engine(
         store,
         Vocabulary(tokenizer=loaded.tokenizer, size=model.widths.vocab, eos_ids=loaded.eos_ids),
         max_context=model.max_context,
+        set_floor=gauge.set_floor,
         emit=emit,
         clock=clock,
     )
@@ -153,7 +158,6 @@ def build_engine(
         card=_card(loaded),
         prompts=PromptEncoder(loaded.tokenizer),
         mailbox=mailbox,
-        ladder=controller.ladder,
         budget=budget,
         controller=controller,
         worker=worker,

@@ -55,7 +55,7 @@ class Publisher:
         self._broker = Broker.of(settings) if settings.url else None
         self._topics = Topics(settings.base, settings.node)
         self._expiry_s = _HEARTBEATS_TO_EXPIRY * settings.heartbeat_s
-        self._info = info
+        self._info, self._is_info_told = info, False
         self._documents = documents
         self._cursor = EventCursor(events)
         self._pace = StatePace(settings.heartbeat_s)
@@ -81,6 +81,10 @@ class Publisher:
             work.cancel()
             await asyncio.wait([work])
             self._note(is_connected=False)
+
+    def replace_info(self, info: InfoDocument) -> None:
+        """Publish another info, now or as soon as a broker is there; any thread."""
+        self._info, self._is_info_told = info, False
 
     async def _work(self, broker: Broker) -> None:
         version, num_failures, is_v5_known = ProtocolVersion.V5, 0, False
@@ -113,7 +117,8 @@ class Publisher:
 
     async def _talk(self, link: Link) -> None:
         await link.say(self._topics.availability, "online", retain=True)
-        await link.say(self._topics.info, self._info.to_json(), retain=True)
+        self._is_info_told = False
+        await self._tell_info(link)
         self._pace.forget()
         while not self._stop.is_set():
             await self._tell_news(link)
@@ -124,8 +129,14 @@ class Publisher:
                 await self._tell_news(link)
         await link.say(self._topics.availability, "offline", retain=True)
 
+    async def _tell_info(self, link: Link) -> None:
+        if not self._is_info_told:
+            self._is_info_told = True
+            await link.say(self._topics.info, self._info.to_json(), retain=True)
+
     async def _tell_news(self, link: Link) -> None:
         pending = self._pending()
+        await self._tell_info(link)
         await self._tell_state(link)
         for recorded in pending:
             text = self._documents.event(recorded).to_json()

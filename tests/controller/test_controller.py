@@ -547,6 +547,26 @@ def test_to_change_ones_mind_often_is_not_to_flap() -> None:
     assert controller.num_faults == 0
 
 
+def test_a_reload_may_bring_another_ladder_dwell_and_deadline() -> None:
+    events: list[Event] = []
+    policy = Scripted("int4")
+    controller = make(policy, events=events, only={"full", "int4", "disabled"})
+    controller.decide(at(0))
+    policy.want("full")
+    assert controller.decide(at(1)).reason_code == "guard_dwell"
+    wanted = tuple(map(CacheMode, ("full", "int8", "disabled")))
+    assert controller.check_ladder(wanted) == ("full", "disabled")
+    controller.reload(policy, "again", ladder=wanted, min_dwell_s=1.0, deadline_s=1e-9)
+    assert controller.ladder == ("full", "disabled")
+    assert controller.decide(at(1)).mode == "int4"
+    assert [event.error for event in events if isinstance(event, PolicyFault)] != []
+    controller.reload(policy, "again", deadline_s=60.0)
+    assert controller.ladder == ("full", "disabled")
+    assert controller.decide(at(1)).mode == "full"
+    with pytest.raises(ConfigError):
+        controller.check_ladder((CacheMode("int8"),))
+
+
 def test_reloading_ends_the_fallback_and_closes_what_was_before() -> None:
     broken, mended = Late(*[Fault("gone")] * MAX_FAULTS), Late(Decision("int8"))
     controller = make(broken, Scripted("int4"))

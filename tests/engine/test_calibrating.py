@@ -156,7 +156,7 @@ def test_a_format_past_the_limit_is_neither_on_the_ladder_nor_in_the_info(record
     try:
         assert engine.ladder == ("full", "int8", "window:64", "disabled")
         documents = DocumentMaker(lambda: engine.mailbox.status, node="box", boot_id="00c0ffee")
-        info = json.loads(_info(engine, documents, 1e-4).to_json())
+        info = json.loads(_info(engine, documents, 1e-4, engine.ladder).to_json())
     finally:
         engine.stop()
     validate("info", info)
