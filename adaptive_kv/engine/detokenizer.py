@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -130,7 +131,7 @@ def _decoder(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
     if is_plain and getattr(kind, "_decode", None) is PreTrainedTokenizerFast._decode:  # noqa: SLF001
         decode: Callable[..., str] = tokenizer.backend_tokenizer.decode
         return decode
-    return partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    return cast("Callable[..., str]", partial(tokenizer.decode, clean_up_tokenization_spaces=False))
 
 
 def _is_incomplete(text: bytes) -> bool:
