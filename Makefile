@@ -43,6 +43,7 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 	@$(BIN)/python benchmarks/policies.py
+	@$(BIN)/python benchmarks/modes.py
 
 gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
