@@ -108,22 +108,26 @@ class Reloader:
         return ladder
 
 
-async def reload_on_hangup(reloader: Reloader) -> None:
-    """Reload at every SIGHUP until cancelled; those that come meanwhile are one more.
+def reload_on_hangup(reloader: Reloader) -> None:
+    """Reload at every SIGHUP for as long as the running loop exists.
 
-    Afterwards the signal is ignored for as long as the loop exists.
+    Those that come while it reloads are one more. It has a thread of its own, which nobody who ends
+    waits for: a policy may take long to load.
     """
-    told = asyncio.Event()
+    told = threading.Event()
+
+    def reload() -> None:
+        while told.wait():
+            told.clear()
+            try:
+                reloader.reload()
+            except (ConfigError, PolicyError):
+                continue  # it is in the log
+            except Exception:  # noqa: BLE001 - the next reload may be a better one
+                _log.exception("reload_failed")
+
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told.set)
-    while True:
-        await told.wait()
-        told.clear()
-        try:
-            await asyncio.to_thread(reloader.reload)
-        except (ConfigError, PolicyError):
-            continue  # it is in the log
-        except Exception:  # noqa: BLE001 - whatever it is must not end the service
-            _log.exception("reload_failed")
+    threading.Thread(target=reload, name="reload", daemon=True).start()
 
 
 def _started(settings: Settings) -> Reconfigure:

@@ -132,10 +132,9 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
             with _signals() as told:
                 mqtt = tasks.create_task(service.publisher.run(), name="mqtt")
                 await _first_step(service, told)
-                reloading = tasks.create_task(reload_on_hangup(service.reloader), name="reload")
+                reload_on_hangup(service.reloader)
                 http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
-                reloading.cancel()
                 notify("STOPPING=1")
                 await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
                 service.closing.set()

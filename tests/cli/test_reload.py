@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from broker import Listener, comes_true, running_mosquitto
 from cli.test_serve import ASK, Served, ask, serving
 
@@ -115,6 +116,25 @@ def test_what_is_wrong_changes_nothing_and_is_told_in_a_line(tmp_path: Path) -> 
         hang_up(served)
         assert logged(served, "reloaded")["changed"] == ["memory.floor"]
         assert shows(served, lambda now: now["memory"]["floor_bytes"] == 65 * 2**20)
+
+
+def test_a_policy_that_takes_long_to_load_keeps_nobody_from_ending(tmp_path: Path) -> None:
+    config, policy = tmp_path / "mine.toml", tmp_path / "slow.py"
+    config.write_text(START)
+    policy.write_text("import time\nopen('begun', 'w').close()\ntime.sleep(1000)\n")
+    with serving(tmp_path, "--config", "mine.toml") as served:
+        assert served.notified.recv(100) == b"READY=1"
+        config.write_text(START + f'name = "{policy}"\n')
+        served.process.send_signal(signal.SIGHUP)
+        assert comes_true((tmp_path / "begun").exists)
+        served.process.send_signal(signal.SIGTERM)
+        assert logged(served, "draining")["requests"] == 0
+        assert served.process.wait(60) == 0
+        told = [served.notified.recv(100).split(b"=")[0] for _ in range(2)]
+        assert told == [b"RELOADING", b"STOPPING"]
+        served.notified.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            served.notified.recv(100)  # nobody waited until the reload had ended
 
 
 def test_a_policy_that_was_replaced_comes_back_once_its_file_was_mended(tmp_path: Path) -> None:
