@@ -38,6 +38,7 @@ from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.sequence import Sequence as Live
 from adaptive_kv.engine.service import Engine, build_engine
+from adaptive_kv.engine.speed import Speed
 from adaptive_kv.engine.status import Status
 from adaptive_kv.events import Event, EventLog
 from adaptive_kv.policy import CacheMode
@@ -274,6 +275,7 @@ def make_stand(
     *,
     faults: Faults | None = None,
     eos_ids: Sequence[int] = (EOS,),
+    speed: Speed | None = None,
     **sections: dict[str, Any],
 ) -> Stand:
     """An engine over the tiny llama (or `model`) that nobody steps yet; `sections` as settings."""
@@ -287,7 +289,7 @@ def make_stand(
     events, clock = EventLog(capacity=100_000), Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "Budget", type("Budget", (FaultyBudget,), {"faults": faults}))
-        engine = build_engine(make_settings(**sections), loaded, events, clock)
+        engine = build_engine(make_settings(**sections), loaded, events, clock, speed=speed)
     stand = Stand(engine, events, clock, faults)
     engine.mailbox.on_replies(stand.deliver)
     return stand

@@ -152,6 +152,10 @@ class PageStore:
         room_bytes = self.budget.room_bytes(reserve_bytes)
         return self.budget.permits(reserve_bytes) and num_bytes <= free_bytes + room_bytes
 
+    def missing_bytes(self, num_bytes: int) -> int:
+        """What pages of `num_bytes` would take from the device besides the free pages held."""
+        return max(0, num_bytes - sum(pages.free_bytes for pages in self.groups))
+
     @property
     def epoch(self) -> int:
         """Changes whenever pages moved or slabs went: addresses computed before are void."""

@@ -1,6 +1,6 @@
 """Builds the reading: one immutable snapshot of memory, latency, load and costs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -12,6 +12,7 @@ from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.sequence import Sequence
+from adaptive_kv.engine.speed import Speed
 from adaptive_kv.policy import CacheMode, Cost, Load, Memory, Reading
 from adaptive_kv.sensors.base import MemorySample
 from adaptive_kv.sensors.poller import SensorPoller
@@ -41,6 +42,7 @@ class Gauge:
         *,
         sensor: SensorPoller,
         floor_bytes: int,
+        speed: Speed | None = None,
     ) -> None:
         self._model = model
         self._store = store
@@ -48,6 +50,7 @@ class Gauge:
         self._meter = meter
         self._sensor = sensor
         self._floor_bytes = floor_bytes
+        self._speed = speed
         self._seen = _Seen(sensor.latest(), store.held_bytes)
         self._last_held_bytes = store.held_bytes
         self._trend: tuple[Seq[MemorySample], float | None] = ((), None)
@@ -116,7 +119,7 @@ class Gauge:
     def costs(self, modes: Iterable[CacheMode], sequences: Seq[Sequence]) -> CostTable:
         """What each mode would cost for these sequences as they are now."""
         sizes = tuple((len(s.tokens), s.cache.gap_stops) for s in sequences)
-        token_s = self._meter.token_s_by_mode()
+        expected_s = self._token_s([num for num, _ in sizes])
 
         def cost(mode: CacheMode) -> Cost:
             transient_bytes = self._transient_bytes(mode, [num for num, _ in sizes])
@@ -124,18 +127,46 @@ class Gauge:
             return Cost(
                 bytes=pages_bytes + transient_bytes,
                 transient_bytes=transient_bytes,
-                token_s=token_s.get(mode),
+                token_s=expected_s(mode),
                 exact=mode.is_exact,
             )
 
         return CostTable(modes, cost)
 
+    def _token_s(self, lengths: Seq[int]) -> Callable[[CacheMode], float | None]:
+        """What a token would take in each mode, for sequences of so many tokens.
+
+        As measured at start-up for these lengths, then set right by what the present mode takes.
+        """
+        seen_s, speed, sinks = self._meter.token_s_by_mode(), self._speed, self._store.keep.sinks
+        now = self._scheduler.common_mode
+
+        def expected_s(mode: CacheMode) -> float | None:
+            if speed is None or not lengths:
+                return seen_s.get(mode)
+            known_s = speed.token_s(mode, lengths, sinks)
+            if now is None or now not in seen_s:
+                return known_s
+            return known_s * seen_s[now] / speed.token_s(now, lengths, sinks)
+
+        return expected_s
+
     def _seconds_to_floor(self) -> float | None:
-        """The trend of free memory, computed once per sample: there are many steps between two."""
+        """The trend of free memory, computed once per sample: there are many steps between two.
+
+        What admitted work will still take from the device counts as taken.
+        """
         history = self._sensor.history()
         if history is not self._trend[0]:
-            self._trend = (history, seconds_to_floor(history, self._floor_bytes))
+            self._trend = (history, self._forecast_s(history))
         return self._trend[1]
+
+    def _forecast_s(self, history: Seq[MemorySample]) -> float | None:
+        missing_bytes = self._store.missing_bytes(self.promised_bytes())
+        reserved_bytes = self._floor_bytes + missing_bytes
+        if missing_bytes and history[-1].free_bytes < reserved_bytes:
+            return 0.0  # without anybody else's help
+        return seconds_to_floor(history, reserved_bytes)
 
     def pages_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
         """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""

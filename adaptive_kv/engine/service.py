@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
+
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
@@ -25,6 +27,7 @@ from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.speed import Speed, measure_speed
 from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.engine.worker import Worker
@@ -36,6 +39,7 @@ from adaptive_kv.sensors.choose import make_sources
 from adaptive_kv.sensors.poller import SensorPoller
 
 _STOP_S = 10.0
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,8 @@ def start_engine(settings: Settings, events: EventLog) -> Engine:
     """
     loaded = load_model(settings.model)
     calibration = calibrated_at_load(settings, loaded)
-    engine = build_engine(settings, loaded, events, calibration=calibration)
+    speed = _measured_speed(settings, loaded)
+    engine = build_engine(settings, loaded, events, calibration=calibration, speed=speed)
     engine.sensor.start()
     engine.thread.start()
     return engine
@@ -88,10 +93,12 @@ def build_engine(
     clock: Callable[[], float] = time.monotonic,
     *,
     calibration: Calibration | None = None,
+    speed: Speed | None = None,
 ) -> Engine:
     """Everything put together, nothing started: a test may step the worker itself.
 
-    Formats that lose more than `cache.max_kl` by `calibration` are struck from the ladder.
+    Formats that lose more than `cache.max_kl` by `calibration` are struck from the ladder. Without
+    `speed` costs only tell the latency of modes that were used.
     """
 
     def emit(event: Event) -> None:
@@ -105,7 +112,15 @@ def build_engine(
     controller = _controller(settings, loaded, calibration, emit)
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
     meter = Meter()
-    gauge = Gauge(model, store, scheduler, meter, sensor=sensor, floor_bytes=settings.memory.floor)
+    gauge = Gauge(
+        model,
+        store,
+        scheduler,
+        meter,
+        sensor=sensor,
+        floor_bytes=settings.memory.floor,
+        speed=speed,
+    )
     switcher = Switcher(store, controller.mode, settings.cache.switch_bytes_per_step, emit, clock)
     mailbox = Mailbox(starting_status(gauge.memory(clock()), controller, clock()))
     desk = Desk(
@@ -174,6 +189,23 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
         budget=budget,
         device=model.device,
     )
+
+
+def _measured_speed(settings: Settings, loaded: LoadedModel) -> Speed | None:
+    """Also has the kernels compiled before the first request comes."""
+    started_s = time.monotonic()
+    speed = measure_speed(
+        loaded.model,
+        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        slab_bytes=settings.cache.slab,
+        budget=Budget(settings.memory.budget, loaded.model.weights_bytes),
+    )
+    _log.info(
+        "speed_measured",
+        token_s=speed and speed.step_s,
+        duration_s=round(time.monotonic() - started_s, 3),
+    )
+    return speed
 
 
 def _sensor(settings: Settings, model: Model, budget: Budget, events: EventLog) -> SensorPoller:

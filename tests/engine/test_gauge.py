@@ -9,6 +9,7 @@ from models import prompt
 
 from adaptive_kv.cache.costs import page_bytes
 from adaptive_kv.engine.sequence import Sequence
+from adaptive_kv.engine.speed import Speed
 from adaptive_kv.events import OomAverted
 from adaptive_kv.policy import CacheMode, Reading
 
@@ -161,3 +162,65 @@ def test_load_and_sequences_are_those_of_the_moment() -> None:
     assert sum(s.cache_bytes for s in reading.sequences) == stand.store.used_bytes
     assert reading.latency.token_s is not None
     assert math.isfinite(reading.load.tokens_per_s)
+
+
+def test_the_forecast_counts_what_admitted_work_will_still_take(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "memory.json", 8 * MIB)
+    stand = make_stand(memory={"source": f"file:{memory.path}", "floor": 0})
+    stand.step()
+    stand.post(prompt(900), 5)
+    stand.step()
+    (sequence,) = stand.scheduler.running
+    promised_bytes = stand.engine.worker._gauge.promised_bytes()
+    assert 0 < sequence.num_pending < 900
+    assert promised_bytes > stand.store.slab_bytes
+
+    def forecast_s(free_bytes: int) -> float | None:
+        memory.neighbour_bytes = memory.total_bytes - stand.store.held_bytes - free_bytes
+        memory.write(stand.store.held_bytes)
+        stand.engine.sensor.poll()
+        return _read(stand).seconds_to_floor
+
+    assert forecast_s(promised_bytes // 2) == 0.0
+    assert forecast_s(2 * promised_bytes) != 0.0
+    stand.step(20)
+    assert stand.engine.worker._gauge.promised_bytes() < stand.store.slab_bytes
+    assert forecast_s(promised_bytes // 2) != 0.0
+
+
+_SPEED = Speed(
+    step_s=0.01,
+    row_s=0.001,
+    context_token_s={"full": 1e-4, "int8": 5e-5, "int4": 4e-5},
+    new_token_s=1e-3,
+)
+
+
+def test_costs_tell_the_latency_of_every_mode_before_it_was_ever_used() -> None:
+    stand = make_stand(speed=_SPEED)
+    stand.post(prompt(90), 5)
+    stand.step(0)
+    stand.engine.worker._desk.take_mail(0)
+    stand.engine.worker._admission.admit(CacheMode("full"))
+    costs = _read(stand).costs
+    assert {mode: cost.token_s for mode, cost in costs.items()} == {
+        "full": pytest.approx(0.01 + 90 * 1e-4),
+        "int8": pytest.approx(0.01 + 90 * 5e-5),
+        "int4": pytest.approx(0.01 + 90 * 4e-5),
+        "window:64+int4": pytest.approx(0.01 + (64 + 16) * 4e-5),
+        "disabled": pytest.approx(0.01 + 90 * 1e-3),
+    }
+
+
+def test_the_latency_of_the_present_mode_is_what_was_seen_and_sets_the_others_right() -> None:
+    stand = make_stand(speed=_SPEED)
+    stand.post(prompt(90), 50)
+    stand.step(10)
+    reading = _read(stand)
+    (sequence,) = stand.scheduler.running
+    seen_s = stand.engine.worker._meter.token_s_by_mode()[CacheMode("full")]
+    lengths = [len(sequence.tokens)]
+    ratio = seen_s / _SPEED.token_s(CacheMode("full"), lengths, 16)
+    assert reading.costs[CacheMode("full")].token_s == pytest.approx(seen_s)
+    known_s = _SPEED.token_s(CacheMode("int8"), lengths, 16)
+    assert reading.costs[CacheMode("int8")].token_s == pytest.approx(known_s * ratio)

@@ -1,0 +1,162 @@
+"""How fast this box decodes this model: measured at start-up, so that no cost is a guess.
+
+A step is taken as a sum: reading the weights, a share for every further sequence, and for every
+token that attention looks at what its format takes. The lengths that are needed for this are made
+without a prefill: pages are taken, filled with noise, and counted as stored.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from adaptive_kv.attention.batch import RaggedBatch, Row
+from adaptive_kv.cache import costs, switch
+from adaptive_kv.cache.formats import FORMAT_NAMES
+from adaptive_kv.cache.geometry import Keep
+from adaptive_kv.cache.slab import Budget
+from adaptive_kv.cache.store import PageStore
+from adaptive_kv.cache.table import SequenceCache
+from adaptive_kv.engine.batch import check_shortage
+from adaptive_kv.engine.families import permits
+from adaptive_kv.engine.model import Model
+from adaptive_kv.policy import CacheMode
+
+_LONG, _SHORT, _LEAST = 2048, 16, 256
+_NUM_ROWS = 4
+_NUM_NEW = 128
+_ENOUGH_S = 1.0
+"""Steps are repeated for so long: many of a quick model, one of a slow one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Seconds that a step is made of."""
+
+    step_s: float
+    """One sequence without a past."""
+    row_s: float
+    """Every further sequence."""
+    context_token_s: Mapping[str, float]
+    """By format: every stored token of a sequence."""
+    new_token_s: float
+    """Every further token of a sequence that goes through the model in the same step."""
+
+    def token_s(self, mode: CacheMode, lengths: Sequence[int], sinks: int) -> float:
+        """What a token takes, as each of the sequences of `lengths` tokens sees it, all in `mode`.
+
+        In `disabled` whole prefixes take turns: a sequence waits for those of all others.
+        """
+        step_s = self.step_s + self.row_s * max(0, len(lengths) - 1)
+        if mode.is_disabled:
+            return step_s + self.new_token_s * sum(lengths)
+        most = sinks + mode.window if mode.window is not None else max(lengths, default=0)
+        per_token_s = self.context_token_s.get(mode.page_format, self.context_token_s["full"])
+        return step_s + per_token_s * sum(min(length, most) for length in lengths)
+
+
+def measure_speed(model: Model, *, keep: Keep, slab_bytes: int, budget: Budget) -> Speed | None:
+    """Time decode steps; takes from `budget` what a service would, and gives it all back.
+
+    Where memory is short, shorter sequences are timed; None where even they do not fit.
+    """
+    num_tokens = min(_LONG, model.max_context - 1)
+    while num_tokens >= _LEAST:
+        store = PageStore(
+            model.groups, keep=keep, slab_bytes=slab_bytes, budget=budget, device=model.device
+        )
+        try:
+            return _Timer(model, store).measure(num_tokens)
+        except RuntimeError as error:
+            check_shortage(error)
+        num_tokens //= 2
+    return None
+
+
+class _Timer:
+    """Times steps on caches of its own store."""
+
+    def __init__(self, model: Model, store: PageStore) -> None:
+        self._model = model
+        self._store = store
+        self._caches: list[SequenceCache] = []
+
+    def measure(self, num_tokens: int) -> Speed:
+        """Raises what an allocator says where memory is short; no page is kept."""
+        family = self._model.model_type
+        formats = [name for name in FORMAT_NAMES if permits(family, CacheMode(name))]
+        try:
+            best_s = self._best_s(
+                {
+                    "short": self._decodes("full", [_SHORT]),
+                    "rows": self._decodes("full", [_SHORT] * _NUM_ROWS),
+                    "new": [Row(self._filled("disabled", 0), 0, _NUM_NEW)],
+                    **{name: self._decodes(name, [num_tokens]) for name in formats},
+                }
+            )
+        finally:
+            for cache in self._caches:
+                cache.drop()
+
+        def more_s(name: str) -> float:
+            return max(0.0, best_s[name] - best_s["short"])
+
+        return Speed(
+            step_s=best_s["short"],
+            row_s=more_s("rows") / (_NUM_ROWS - 1),
+            context_token_s={name: more_s(name) / (num_tokens - _SHORT) for name in formats},
+            new_token_s=more_s("new") / _NUM_NEW,
+        )
+
+    def _decodes(self, mode: str, lengths: Sequence[int]) -> list[Row]:
+        """The next token of sequences that hold so many."""
+        return [Row(self._filled(mode, length), length, 1) for length in lengths]
+
+    def _filled(self, mode: str, length: int) -> SequenceCache:
+        """A settled cache of so many tokens, and room for the next."""
+        cache = SequenceCache(self._store, CacheMode(mode))
+        self._caches.append(cache)
+        if length:
+            cache.reserve(length)
+            self._fill(cache)
+            cache.commit(length, is_exact=True)
+            switch.advance(cache)
+            cache.reserve(1)
+        return cache
+
+    def _fill(self, cache: SequenceCache) -> None:
+        """Memory that was never written is not there yet, and zeros are not like other numbers."""
+        for group, pages in enumerate(self._store.groups):
+            for page in cache.pages(group):
+                slab, index = pages.pages.slab_and_index(page)
+                slab.payload[index].view(pages.group.dtype).normal_()
+
+    def _best_s(self, steps: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+        """The quickest of each, taking turns: what others do on this box only ever adds to one."""
+        for rows in steps.values():
+            self._step_s(rows)
+        best_s = {name: self._step_s(rows) for name, rows in steps.items()}
+        spent_s = sum(best_s.values())
+        while spent_s < _ENOUGH_S:
+            for name, rows in steps.items():
+                took_s = self._step_s(rows)
+                spent_s += took_s
+                best_s[name] = min(best_s[name], took_s)
+        return best_s
+
+    def _step_s(self, rows: Sequence[Row]) -> float:
+        num_new = [row.num_new for row in rows]
+        positions = [row.position + i for row in rows for i in range(row.num_new)]
+        last = torch.tensor(num_new).cumsum(0).sub(1).tolist()
+        longest = max(positions) + 1
+        model = self._model
+        workspace_bytes = costs.workspace_bytes(
+            model.widths, model.groups, len(positions), len(last), longest
+        )
+        with self._store.budget.workspace(workspace_bytes):
+            started_s = time.perf_counter()
+            batch = RaggedBatch(self._store, rows)
+            logits = model.forward([0] * len(positions), positions, last, batch)
+            logits[0, 0].item()  # a device has only finished once something was read
+            return time.perf_counter() - started_s
