@@ -52,6 +52,7 @@ class _Seen:
 
     gaps_s: list[float] = field(default_factory=list)
     consults_s: list[float] = field(default_factory=list)
+    consults_cpu_s: list[float] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -126,12 +127,13 @@ def _run(engine: Engine, num_steps: int, seen: _Seen) -> None:
     for number in range(num_steps):
         began_s = time.perf_counter()
         worker.step()
-        stepped_s = time.perf_counter()
+        stepped_s, stepped_cpu_s = time.perf_counter(), time.thread_time()
         controller.decide(worker._read(time.monotonic()))  # noqa: SLF001 - the step does the same
-        ended_s = time.perf_counter()
+        ended_s, ended_cpu_s = time.perf_counter(), time.thread_time()
         if number:  # the first is as slow as a first time is
             seen.gaps_s.append(stepped_s - began_s)
             seen.consults_s.append(ended_s - stepped_s)
+            seen.consults_cpu_s.append(ended_cpu_s - stepped_cpu_s)
 
 
 def _fill(engine: Engine, num_steps: int) -> None:
@@ -153,6 +155,7 @@ def _figures(name: str, seen: _Seen) -> Mapping[str, Any]:
         "gap_p99_ms": round(gaps[1] * 1e3, 2),
         "consult_p50_us": round(consults[0] * 1e6, 1),
         "consult_p99_us": round(consults[1] * 1e6, 1),
+        "consult_cpu_p50_us": round(_percentiles(seen.consults_cpu_s)[0] * 1e6, 1),
     }
 
 

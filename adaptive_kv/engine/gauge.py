@@ -77,6 +77,7 @@ class Gauge:
     def set_floor(self, floor_bytes: int) -> None:
         """Leave so much free for others from the next reading on."""
         self._floor_bytes = floor_bytes
+        self._trend = ((), None)
 
     def memory(self, now_s: float) -> Memory:
         """Free memory as sampled, less what the cache has taken since."""

@@ -36,7 +36,7 @@ def test_tokens_come_under_every_policy(report: dict[str, Any]) -> None:
     assert set(rows) == _SHIPPED | _IN_A_CHILD
     assert {name for name, row in rows.items() if row["is_in_process"]} == _SHIPPED
     figures = [value for row in rows.values() for key, value in row.items() if "_p" in key[-7:]]
-    assert len(figures) == 4 * len(rows)
+    assert len(figures) == 5 * len(rows)
     assert all(value > 0 for value in figures)
 
 

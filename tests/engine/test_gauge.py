@@ -1,6 +1,7 @@
 """The reading: what it says of memory and costs is what is there."""
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,21 @@ def test_slabs_taken_since_the_sample_are_not_free_any_more(tmp_path: Path) -> N
     stand.engine.worker.step()
     assert stand.store.held_bytes > 0
     assert stand.status.memory.free_bytes == before_bytes - stand.store.held_bytes
+
+
+def test_another_floor_is_heeded_by_the_trend_of_the_same_samples(tmp_path: Path) -> None:
+    memory = Memory(tmp_path / "memory.json", 8 * MIB)
+    stand = make_stand(memory={"source": f"file:{memory.path}", "floor": 0})
+    for taken_bytes in (1 * MIB, 2 * MIB):
+        memory.neighbour_bytes = taken_bytes
+        memory.write(0)
+        time.sleep(0.6)  # a trend wants half a second
+        stand.engine.sensor.poll()
+    before_s = _read(stand).seconds_to_floor
+    assert before_s is not None
+    assert before_s > 0
+    stand.engine.worker._gauge.set_floor(6 * MIB)
+    assert _read(stand).seconds_to_floor == 0
 
 
 def test_a_slab_taken_while_a_sample_was_on_its_way_counts_as_not_in_it(tmp_path: Path) -> None:
