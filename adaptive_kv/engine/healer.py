@@ -22,9 +22,9 @@ from adaptive_kv.events import Event, Healed
 from adaptive_kv.policy import Reading
 
 _STEP_TOKENS = 16
-"""How much is recomputed in a step that also decodes. On one CPU core such a step takes 1.3 to 1.9
-times as long with a model of 4M parameters, 1.4 to 2.7 times with one of 62M (1 or 4 sequences of
-256 to 2048 tokens); twice the tokens make it 1.5 to 2.4 and 1.8 to 3.7 times."""
+"""How much is recomputed in a step that also decodes. On one CPU core such a step takes 1.2 to 1.9
+times as long with a model of 4M parameters, 1.4 to 2.5 times with one of 62M (1 or 4 sequences of
+256 to 2048 tokens); twice the tokens make it 1.4 to 2.3 and 1.7 to 3.4 times."""
 _MAX_REST_S = 600.0
 
 
