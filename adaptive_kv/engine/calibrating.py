@@ -45,8 +45,8 @@ def calibrated(
 ) -> Calibration | None:
     """What is known of a loaded model, or what is measured and kept now; `is_forced` measures.
 
-    None where there is nothing to compare, or no room for it. Takes no more memory than
-    `memory.budget` and `memory.floor` leave. Raises `SensorError`.
+    None where there is nothing to compare, or no room for it: within `memory.budget`, and its pages
+    above `memory.floor`. Raises `SensorError`.
     """
     model = loaded.model
     if not _formats(model):
