@@ -35,6 +35,7 @@ from adaptive_kv.settings import (
     Section,
     ServerSettings,
     Settings,
+    TraceSettings,
     is_loopback,
     parse_size,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "PolicySettings",
     "ServerSettings",
     "Settings",
+    "TraceSettings",
     "is_loopback",
     "load_settings",
     "parse_size",

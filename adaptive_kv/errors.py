@@ -1,6 +1,7 @@
 """The few errors of this package. Each carries its data and says what to do."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class AdaptiveKVError(Exception):
@@ -35,6 +36,15 @@ class SensorError(AdaptiveKVError):
     def __init__(self, source: str, why: str) -> None:
         super().__init__(f"memory source {source!r}: {why}")
         self.source = source
+        self.why = why
+
+
+class TraceError(AdaptiveKVError):
+    """A trace cannot be read; the command exits with status 78."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"cannot read trace {path}: {why}")
+        self.path = path
         self.why = why
 
 

@@ -242,6 +242,17 @@ class MqttSettings(Section):
     heartbeat_s: Seconds = 30.0
 
 
+class TraceSettings(Section):
+    """Recording of readings and decisions, for `replay`; off while `path` is not set."""
+
+    path: Path | None = None
+    """Folder of the segments; made if it is not there."""
+    max_bytes: Annotated[Bytes, Field(ge=2**20)] = 64 * 2**20
+    """Of all segments together; the oldest is deleted for a new one."""
+    hz: float = Field(default=1.0, ge=0.2, le=100)
+    """Readings per second while nothing changes."""
+
+
 class LogSettings(Section):
     """What is logged, and how it looks."""
 
@@ -269,3 +280,4 @@ class Settings(BaseSettings):
     policy: PolicySettings = PolicySettings()
     mqtt: MqttSettings = Field(default_factory=MqttSettings)
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()

@@ -11,8 +11,9 @@ from adaptive_kv.cli.doctor import doctor
 from adaptive_kv.cli.generate import generate
 from adaptive_kv.cli.plan import plan
 from adaptive_kv.cli.policy import policy
+from adaptive_kv.cli.replay import replay
 from adaptive_kv.cli.serve import serve
-from adaptive_kv.errors import AdaptiveKVError, ConfigError, ModelError, PolicyError
+from adaptive_kv.errors import AdaptiveKVError, ConfigError, ModelError, PolicyError, TraceError
 
 EXIT_FAILURE = 1
 EXIT_CONFIG = 78
@@ -32,6 +33,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(demo)
 app.command()(plan)
+app.command()(replay)
 app.command()(calibrate)
 app.command()(doctor)
 app.add_typer(policy, name="policy")
@@ -56,7 +58,7 @@ def main() -> None:
     """Run the command line. Exit status: 0 success, 78 bad configuration or model, 1 otherwise."""
     try:
         app()
-    except (ConfigError, ModelError, PolicyError) as error:
+    except (ConfigError, ModelError, PolicyError, TraceError) as error:
         _fail(error, EXIT_CONFIG)
     except AdaptiveKVError as error:
         _fail(error, EXIT_FAILURE)

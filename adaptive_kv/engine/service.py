@@ -25,6 +25,7 @@ from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.recording import start_recording
 from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.speed import Speed, measure_speed
@@ -37,6 +38,7 @@ from adaptive_kv.loader import load_policy, start_policy
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.sensors.choose import make_sources
 from adaptive_kv.sensors.poller import SensorPoller
+from adaptive_kv.trace import Recorder
 
 _STOP_S = 10.0
 _log = structlog.get_logger(__name__)
@@ -57,6 +59,7 @@ class Engine:
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
+    recorder: Recorder | None
 
     @property
     def ladder(self) -> tuple[CacheMode, ...]:
@@ -70,6 +73,8 @@ class Engine:
             self.thread.join(_STOP_S)
         self.sensor.close()
         self.controller.close()
+        if self.recorder is not None:
+            self.recorder.close()
 
 
 def start_engine(settings: Settings, events: EventLog) -> Engine:
@@ -110,6 +115,14 @@ def build_engine(
     store = _store(settings, model, budget)
     sensor = _sensor(settings, model, budget, events)
     controller = _controller(settings, loaded, calibration, emit)
+    recorder = start_recording(
+        settings,
+        loaded,
+        store,
+        policy=controller.name,
+        ladder=controller.ladder,
+        supports=_supports(loaded),
+    )
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
     meter = Meter()
     gauge = Gauge(
@@ -165,6 +178,7 @@ def build_engine(
         ),
         mailbox=mailbox,
         max_age_s=settings.memory.max_age_s,
+        note=None if recorder is None else recorder.note,
         clock=clock,
     )
     return Engine(
@@ -178,6 +192,7 @@ def build_engine(
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),
         sensor=sensor,
+        recorder=recorder,
     )
 
 

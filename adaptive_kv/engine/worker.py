@@ -56,6 +56,7 @@ class Worker:
         healer: Healer,
         mailbox: Mailbox,
         max_age_s: float,
+        note: Callable[[Reading, Orders], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
@@ -71,6 +72,7 @@ class Worker:
         self._healer = healer
         self._mailbox = mailbox
         self._max_age_s = max_age_s
+        self._note = note
         self._clock = clock
         self._num_steps = 0
         self._stopping = threading.Event()
@@ -95,6 +97,8 @@ class Worker:
         started_s = self._clock()
         reading = self._read(started_s)
         orders = self._controller.decide(reading)
+        if self._note is not None:
+            self._note(reading, orders)
         self._switch(orders, reading)
         self._admit(orders)
         self._healer.tend(reading)
