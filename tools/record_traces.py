@@ -1,8 +1,8 @@
 """Records the traces in docs/traces: the real service, prompted over HTTP and really squeezed.
 
-A neighbour, this process, shares a device with the service: a part of the machine's memory, of
-which it says in a file every few milliseconds how much is free. What the neighbour takes it really
-holds, and what the service uses is asked of the kernel. Each scene takes about three minutes.
+A neighbour, this process, shares a device with the service's cache: a part of the machine's memory,
+of which it says in a file, many times a second, how much is free. What it takes it really holds;
+what the cache takes it asks the service. Each scene takes about three minutes.
 
     python tools/record_traces.py
     python tools/record_traces.py burst --folder /tmp/traces
@@ -27,7 +27,6 @@ from adaptive_kv.demo.ballast import CHUNK_BYTES, HostMemory
 from adaptive_kv.demo.client import Api, ApiError
 from adaptive_kv.demo.load import make_prompt
 from adaptive_kv.demo.processes import Service, ended
-from adaptive_kv.demo.squeeze import used_bytes
 from adaptive_kv.trace import read_trace
 from adaptive_kv.trace.copying import write_trace
 
@@ -80,7 +79,7 @@ class Scene:
 def sawtooth(time_s: float) -> float:
     """Ramps of 20 seconds down to less and less, and faster ones up again."""
     turn, into_s = divmod(time_s, 45.0)
-    deepest = (110.0, 70.0, 40.0, 90.0)[int(turn) % 4] * MIB
+    deepest = (60.0, 40.0, 24.0, 50.0)[int(turn) % 4] * MIB
     most = 480.0 * MIB
     if into_s < 12:
         return most
@@ -91,7 +90,7 @@ def sawtooth(time_s: float) -> float:
 
 def sudden(time_s: float) -> float:
     """Now and then everything at once, but for a little."""
-    for begin_s, end_s, left in ((20, 50, 60.0), (80, 115, 30.0), (145, 165, 90.0)):
+    for begin_s, end_s, left in ((20, 50, 40.0), (80, 115, 20.0), (145, 165, 60.0)):
         if begin_s <= time_s < end_s:
             return left * MIB
     return 480.0 * MIB
@@ -99,7 +98,7 @@ def sudden(time_s: float) -> float:
 
 def steady(_time_s: float) -> float:
     """The neighbour holds what it has."""
-    return 110.0 * MIB
+    return 72.0 * MIB
 
 
 def _batch(from_s: float) -> tuple[Client, ...]:
@@ -128,34 +127,26 @@ class Neighbour:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._memory = HostMemory()
-        self._pid: int | None = None
-        self._base_bytes = 0
-        self.tell()
 
-    def meet(self, pid: int, cache_bytes: int) -> None:
-        """From now on the service is `pid`; what it uses besides its cache is its own affair."""
-        self._pid, self._base_bytes = pid, used_bytes(pid) - cache_bytes
-
-    def tell(self) -> int:
-        """Say how much is free, negative numbers apart; returns it."""
-        service_bytes = 0 if self._pid is None else used_bytes(self._pid) - self._base_bytes
-        free_bytes = DEVICE_BYTES - self._memory.num_chunks * CHUNK_BYTES - service_bytes
+    def tell(self, cache_bytes: int) -> int:
+        """Say how much is free beside a cache of this size; returns it."""
+        free_bytes = DEVICE_BYTES - self._memory.num_chunks * CHUNK_BYTES - cache_bytes
         document = {"total_bytes": DEVICE_BYTES, "free_bytes": max(0, free_bytes)}
         fresh = self._file.with_suffix(".new")
         fresh.write_text(json.dumps(document))
         fresh.replace(self._file)
         return free_bytes
 
-    def leave(self, left_bytes: float) -> None:
-        """Hold so much that the service has this for its cache; what is not free cannot be had."""
+    def leave(self, left_bytes: float, cache_bytes: int) -> None:
+        """Hold so much that the cache may have `left_bytes`; what is not free cannot be had."""
         wanted = int((DEVICE_BYTES - FLOOR_BYTES - left_bytes) // CHUNK_BYTES)
         while self._memory.num_chunks > wanted:
             self._memory.give()
-        room = self.tell() // CHUNK_BYTES
+        room = self.tell(cache_bytes) // CHUNK_BYTES
         while self._memory.num_chunks < wanted and room > 0:
             self._memory.take()
             room -= 1
-        self.tell()
+        self.tell(cache_bytes)
 
 
 def record(scene: Scene, file: Path) -> None:
@@ -163,11 +154,10 @@ def record(scene: Scene, file: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="adaptive-kv-trace-") as made:
         folder = Path(made)
         neighbour = Neighbour(folder / "memory.json")
+        neighbour.tell(0)
         is_over = threading.Event()
         with _telling(neighbour, is_over), serving(folder) as service:
             api = Api(service.port(_START_S))
-            warm_up(api)
-            neighbour.meet(service.process.pid, api.status()["memory"]["cache_bytes"])
             is_over.set()
             play(scene, api, neighbour)
         trace = read_trace(folder / "trace")
@@ -180,7 +170,7 @@ def _telling(neighbour: Neighbour, is_over: threading.Event) -> Iterator[None]:
 
     def tell_on() -> None:
         while not is_over.wait(0.1):
-            neighbour.tell()
+            neighbour.tell(0)
 
     thread = threading.Thread(target=tell_on)
     thread.start()
@@ -204,15 +194,6 @@ def serving(folder: Path) -> Iterator[Service]:
         yield Service(process)
 
 
-def warm_up(api: Api) -> None:
-    """Long prompts at once, so that the service has taken the workspace that it will keep."""
-    clients = [Client(num_chars=11_000, num_tokens=32)] * 8
-    with ThreadPoolExecutor(len(clients)) as pool:
-        asked = [pool.submit(_ask, api, client, number) for number, client in enumerate(clients)]
-        for each in asked:
-            each.result()
-
-
 def play(scene: Scene, api: Api, neighbour: Neighbour) -> None:
     """Let everything happen, and wait until everyone is answered."""
     began_s, numbers = time.monotonic(), count()
@@ -229,7 +210,8 @@ def play(scene: Scene, api: Api, neighbour: Neighbour) -> None:
     with ThreadPoolExecutor(len(scene.clients)) as pool:
         asked = [pool.submit(ask_on, client) for client in scene.clients]
         while not all(each.done() for each in asked) or time.monotonic() < end_s:
-            neighbour.leave(scene.left(time.monotonic() - began_s))
+            cache_bytes = api.status()["memory"]["cache_bytes"]
+            neighbour.leave(scene.left(time.monotonic() - began_s), cache_bytes)
             time.sleep(_PERIOD_S)
         for each in asked:
             each.result()

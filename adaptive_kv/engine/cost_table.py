@@ -20,7 +20,7 @@ class CostTable(Mapping[CacheMode, Cost]):
     def __getitem__(self, mode: CacheMode) -> Cost:
         cost = self._costs[mode]
         if cost is None:
-            cost = self._costs[mode] = self._compute(mode)
+            cost = self._costs[mode] = self._compute(CacheMode(mode))  # a plain string will do
         return cost
 
     def __contains__(self, mode: object) -> bool:

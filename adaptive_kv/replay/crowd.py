@@ -26,6 +26,7 @@ class Live:
     """Dropped by a window for good."""
     is_running: bool = False
     is_rejected: bool = False
+    """It has waited for too long, and never runs again."""
     is_exact: bool = True
     cache_bytes: int = 0
 
@@ -50,6 +51,7 @@ class Crowd:
         self._full = header.curves.get(CacheMode("full"))
         self._slab_bytes = header.slab_bytes
         self._everyone: dict[int, Live] = {}
+        self._unserved: set[int] = set()
 
     def __iter__(self) -> Iterator[Live]:
         return iter(self._everyone.values())
@@ -66,8 +68,13 @@ class Crowd:
         waiting.sort(key=_urgency)
         return waiting
 
-    def follow(self, seen: Iterable[Seen], time_s: float) -> tuple[list[tuple[Live, int]], int]:
-        """Become as long as recorded. Who gained how many tokens, and how many ended unserved."""
+    @property
+    def num_rejected(self) -> int:
+        """Of those that are gone, how many had waited in vain until then."""
+        return len(self._unserved)
+
+    def follow(self, seen: Iterable[Seen], time_s: float) -> list[tuple[Live, int]]:
+        """Become as long as recorded; who gained how many tokens."""
         before, self._everyone = self._everyone, {}
         gains: list[tuple[Live, int]] = []
         for record in seen:
@@ -88,8 +95,9 @@ class Crowd:
                 live.share = self._stored_share(record)
             self.weigh(live)
             self._everyone[record.number] = live
-        ended = before.values()
-        return gains, sum(not (live.is_running or live.is_rejected) for live in ended)
+        self._unserved -= self._everyone.keys()  # it was only parked when it was recorded
+        self._unserved |= {live.number for live in before.values() if not live.is_running}
+        return gains
 
     def weigh(self, live: Live) -> None:
         """Bring bytes, gap and exactness up to date."""

@@ -54,11 +54,10 @@ class Simulation:
     def step(self, moment: Moment) -> None:
         """One moment: what was recorded happens, then the policy answers."""
         others_bytes = moment.free_bytes + moment.cache_bytes
-        gains, num_unserved = self._crowd.follow(moment.sequences, moment.time_s)
+        gains = self._crowd.follow(moment.sequences, moment.time_s)
         for live, num_tokens in gains:
             mode = live.mode if live.is_running else None
             self._ledger.generate(num_tokens, mode, is_exact=live.is_exact)
-        self._ledger.counts["rejected"] += num_unserved
         self._trend.add(moment.time_s, others_bytes - self._held_bytes)
         has_parked = self._fit(moment)
         self._spend(moment, others_bytes)
@@ -68,6 +67,7 @@ class Simulation:
         self._expire(moment)
         if orders.admit and not has_parked:
             self._admit(moment, orders)
+            self._fit(moment)
         self._held_bytes = self._crowd.held_bytes()
         self._room_bytes = others_bytes - self._held_bytes - moment.floor_bytes
         if self._course is not None:
@@ -79,6 +79,7 @@ class Simulation:
     def figures(self) -> Figures:
         """What it came to so far."""
         self._ledger.counts["policy_faults"] = self._controller.num_faults
+        self._ledger.counts["rejected"] = self._crowd.num_rejected
         return self._ledger.figures(self._name, self._controller.ladder)
 
     def _spend(self, moment: Moment, others_bytes: int) -> None:
@@ -193,7 +194,6 @@ class Simulation:
     def _expire(self, moment: Moment) -> None:
         for live in self._crowd.waiting():
             if moment.time_s - live.since_s > self._header.max_wait_s:
-                self._ledger.counts["rejected"] += 1
                 live.is_rejected = True
 
     def _admit(self, moment: Moment, orders: Orders) -> None:

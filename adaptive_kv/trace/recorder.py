@@ -57,6 +57,11 @@ class Recorder:
         except queue.Full:
             self.num_dropped += 1
 
+    @property
+    def num_queued(self) -> int:
+        """Moments that wait to be written."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Write what is left and end; waits a few seconds at most."""
         try:
