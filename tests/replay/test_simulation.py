@@ -203,8 +203,9 @@ def test_the_guard_rules_a_replay_as_it_rules_the_service() -> None:
             return Decision("int4" if now.time_s < 1 else "full")
 
     watched, course = simulate(growing(100), Restless(), min_dwell_s=5.0)
+    full = CacheMode("full")
     first_up_s = next(
-        t for t, modes in zip(course.time_s, course.modes, strict=True) if t > 1 and modes[CacheMode("full")]
+        t for t, modes in zip(course.time_s, course.modes, strict=True) if t > 1 and modes[full]
     )
     assert 5.0 <= first_up_s <= 5.2
     assert watched.mode_changes == 2
