@@ -5,7 +5,7 @@ of which it says in a file, many times a second, how much is free. What it takes
 what the cache takes it asks the service. Each scene takes about three minutes.
 
     python tools/record_traces.py
-    python tools/record_traces.py burst --folder /tmp/traces
+    python tools/record_traces.py burst --folder traces
 """
 
 import argparse
