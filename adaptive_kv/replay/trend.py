@@ -1,35 +1,24 @@
-"""Where simulated memory is heading: as `sensors.trend` tells it, in constant time per moment."""
+"""Where simulated memory is heading, as the service itself tells it."""
 
 from collections import deque
 
-_WINDOW_S = 2.0
+from adaptive_kv.sensors.base import MemorySample
+from adaptive_kv.sensors.trend import WINDOW_S, seconds_to_floor
 
 
 class Trend:
-    """A line through the samples of the last two seconds."""
+    """The samples that a trend looks at."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque()
+        self._samples: deque[MemorySample] = deque()
 
     def add(self, time_s: float, free_bytes: int) -> None:
         """One more sample, newer than the last."""
-        self._samples.append((time_s, free_bytes))
-        while time_s - self._samples[0][0] > _WINDOW_S:
+        sample = MemorySample(total_bytes=0, free_bytes=free_bytes, source="", time_s=time_s)
+        self._samples.append(sample)
+        while time_s - self._samples[0].time_s > WINDOW_S:
             self._samples.popleft()
 
     def seconds_to(self, floor_bytes: int) -> float | None:
-        """When the line meets the floor; None where it does not fall or there is too little."""
-        samples = self._samples
-        newest_s, free_bytes = samples[-1]
-        if newest_s - samples[0][0] < _WINDOW_S / 4:
-            return None
-        sum_s = sum_bytes = sum_squares = sum_products = 0.0
-        for time_s, num_bytes in samples:
-            past_s, more_bytes = time_s - newest_s, num_bytes - free_bytes
-            sum_s += past_s
-            sum_bytes += more_bytes
-            sum_squares += past_s * past_s
-            sum_products += past_s * more_bytes
-        num = len(samples)
-        slope = (num * sum_products - sum_s * sum_bytes) / (num * sum_squares - sum_s * sum_s)
-        return max(0, free_bytes - floor_bytes) / -slope if slope < 0 else None
+        """When free memory meets the floor; None where it does not shrink or little is known."""
+        return seconds_to_floor(self._samples, floor_bytes)

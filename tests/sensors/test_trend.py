@@ -1,5 +1,8 @@
+import itertools
+import statistics
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_kv.sensors.base import MemorySample
@@ -54,3 +57,20 @@ def test_it_answers_none_or_a_time_ahead_for_any_samples(
         samples.append(sample(time_s, free_bytes))
     ahead_s = seconds_to_floor(samples, floor_bytes)
     assert ahead_s is None or ahead_s >= 0
+
+
+_walks = st.lists(st.tuples(st.integers(1, 16), st.integers(0, 10**9)), min_size=5, max_size=30)
+
+
+@given(_walks, st.integers(0, 10**9))
+@settings(deadline=None)
+def test_the_line_is_the_one_of_least_squares(walk: list[tuple[int, int]], floor: int) -> None:
+    times_s = [ticks / 32 for ticks in itertools.accumulate(ticks for ticks, _ in walk)]
+    free = [free_bytes for _, free_bytes in walk]
+    samples = [sample(*each) for each in zip(times_s, free, strict=True)]
+    slope, _ = statistics.linear_regression(times_s, free)
+    told = seconds_to_floor(samples, floor, window_s=times_s[-1] - times_s[0])
+    if slope < -1:  # flatter ones may be rounded to either side
+        assert told == pytest.approx(max(0, free[-1] - floor) / -slope, rel=1e-6, abs=1e-6)
+    elif slope > 1:
+        assert told is None
