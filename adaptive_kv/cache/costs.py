@@ -5,6 +5,7 @@ only during a step (`workspace_bytes`) is bounded from above from the model's wi
 memory budget and the choice of `disabled` depend on it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptive_kv.cache.disabled import MLP_CHUNK_TOKENS
@@ -48,6 +49,21 @@ def page_bytes(
         num_pages = -(-(span.stop - span.start) // used.tokens_per_page)
         total += num_pages * (group.page_bytes + (group.side_bytes if used.is_packed else 0))
     return total
+
+
+def sequence_bytes(
+    mode: CacheMode,
+    num_tokens: int,
+    groups: Sequence[LayerGroup],
+    keep: Keep,
+    gap_stops: Sequence[int] | None = None,
+) -> int:
+    """Bytes of all groups' pages for one settled sequence; `gap_stops` by group, none if None."""
+    stops = [0] * len(groups) if gap_stops is None else gap_stops
+    return sum(
+        page_bytes(mode, num_tokens, group, keep, stop)
+        for group, stop in zip(groups, stops, strict=True)
+    )
 
 
 def workspace_bytes(

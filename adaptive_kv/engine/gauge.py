@@ -120,10 +120,11 @@ class Gauge:
     def costs(self, modes: Iterable[CacheMode], sequences: Seq[Sequence]) -> CostTable:
         """What each mode would cost for these sequences as they are now."""
         sizes = tuple((len(s.tokens), s.cache.gap_stops) for s in sequences)
-        expected_s = self._token_s([num for num, _ in sizes])
+        lengths = [num for num, _ in sizes]
+        expected_s = self._token_s(lengths)
 
         def cost(mode: CacheMode) -> Cost:
-            transient_bytes = self._transient_bytes(mode, [num for num, _ in sizes])
+            transient_bytes = self._transient_bytes(mode, lengths)
             pages_bytes = sum(self._pages_bytes(mode, *size) for size in sizes)
             return Cost(
                 bytes=pages_bytes + transient_bytes,
@@ -187,7 +188,7 @@ class Gauge:
     def chunk_bytes(self, num_tokens: int) -> int:
         """What new tokens weigh until they may be packed."""
         full, keep = CacheMode("full"), self._store.keep
-        return sum(costs.page_bytes(full, num_tokens, group, keep) for group in self._model.groups)
+        return costs.sequence_bytes(full, num_tokens, self._model.groups, keep)
 
     def step_bytes(self, num_tokens: int, sequence: Sequence | None = None) -> int:
         """A bound of what a step of `num_tokens` needs besides pages, `sequence` taking part."""
@@ -208,11 +209,8 @@ class Gauge:
         return num_tokens
 
     def _pages_bytes(self, mode: CacheMode, num_tokens: int, gap_stops: tuple[int, ...]) -> int:
-        keep = self._store.keep
-        return sum(
-            costs.page_bytes(mode, num_tokens, group, keep, gap_stop)
-            for group, gap_stop in zip(self._model.groups, gap_stops, strict=True)
-        )
+        groups, keep = self._model.groups, self._store.keep
+        return costs.sequence_bytes(mode, num_tokens, groups, keep, gap_stops)
 
     def _transient_bytes(self, mode: CacheMode, lengths: Seq[int]) -> int:
         if not lengths:

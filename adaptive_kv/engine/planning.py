@@ -120,8 +120,7 @@ class _Sizes:
 
     def pages(self, mode: CacheMode, context: int) -> int:
         """Pages of one sequence."""
-        groups = self.model.groups
-        return sum(costs.page_bytes(mode, context, group, self.keep) for group in groups)
+        return costs.sequence_bytes(mode, context, self.model.groups, self.keep)
 
     def transient(self, mode: CacheMode, context: int, sequences: int) -> int:
         """What a step needs besides."""

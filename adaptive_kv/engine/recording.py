@@ -65,7 +65,7 @@ def make_curves(
         # A window that no sequence outgrows has no say.
         reach = max(window for window in windows if window < max_context)
         return measure(
-            lambda n: sum(costs.page_bytes(mode, n, group, keep) for group in groups),
+            lambda n: costs.sequence_bytes(mode, n, groups, keep),
             regular_from=keep.sinks + keep.recent + reach + 2 * BLOCK_TOKENS,
             period_tokens=BLOCK_TOKENS,
         )

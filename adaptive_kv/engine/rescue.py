@@ -55,25 +55,13 @@ class Rescue:
             self.order(orders, reading)
             self._convert_everything()
             freed_bytes = before_bytes - self._taken_bytes(shortage)
-        self._emit(
-            OomAverted(
-                to_mode=self._controller.mode,
-                needed_bytes=shortage.needed_bytes,
-                freed_bytes=freed_bytes,
-            )
-        )
+        self._tell_averted(shortage, freed_bytes)
 
     def stop_healing(self, shortage: OutOfMemory) -> None:
         """Give back what healing holds, before anybody goes down because of it."""
         freed_bytes = self._scheduler.shadow_bytes
         self._drop_shadows()
-        self._emit(
-            OomAverted(
-                to_mode=self._controller.mode,
-                needed_bytes=shortage.needed_bytes,
-                freed_bytes=freed_bytes,
-            )
-        )
+        self._tell_averted(shortage, freed_bytes)
 
     def park_last(self, needed_bytes: int) -> None:
         """Drop the pages of the sequence that is last in line; it waits and resumes later."""
@@ -92,6 +80,15 @@ class Rescue:
                 num_tokens=len(sequence.tokens),
                 freed_bytes=freed_bytes,
                 reason="memory",
+            )
+        )
+
+    def _tell_averted(self, shortage: OutOfMemory, freed_bytes: int) -> None:
+        self._emit(
+            OomAverted(
+                to_mode=self._controller.mode,
+                needed_bytes=shortage.needed_bytes,
+                freed_bytes=freed_bytes,
             )
         )
 

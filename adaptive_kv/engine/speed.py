@@ -8,8 +8,7 @@ without a prefill: pages are taken, filled with noise, and counted as stored.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
+from itertools import accumulate
 
 from adaptive_kv.attention.batch import RaggedBatch, Row
 from adaptive_kv.cache import costs, switch
@@ -146,9 +145,8 @@ class _Timer:
         return best_s
 
     def _step_s(self, rows: Sequence[Row]) -> float:
-        num_new = [row.num_new for row in rows]
         positions = [row.position + i for row in rows for i in range(row.num_new)]
-        last = torch.tensor(num_new).cumsum(0).sub(1).tolist()
+        last = [stop - 1 for stop in accumulate(row.num_new for row in rows)]
         longest = max(positions) + 1
         model = self._model
         workspace_bytes = costs.workspace_bytes(
