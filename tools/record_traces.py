@@ -10,9 +10,6 @@ what the cache takes it asks the service. Each scene takes about three minutes.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,7 +23,7 @@ from pathlib import Path
 from adaptive_kv.demo.ballast import CHUNK_BYTES, HostMemory
 from adaptive_kv.demo.client import Api, ApiError
 from adaptive_kv.demo.load import make_prompt
-from adaptive_kv.demo.processes import Service, ended
+from adaptive_kv.demo.processes import serving
 from adaptive_kv.trace import read_trace
 from adaptive_kv.trace.copying import write_trace
 
@@ -156,7 +153,7 @@ def record(scene: Scene, file: Path) -> None:
         neighbour = Neighbour(folder / "memory.json")
         neighbour.tell(0)
         is_over = threading.Event()
-        with _telling(neighbour, is_over), serving(folder) as service:
+        with _telling(neighbour, is_over), serving(folder, _config(folder)) as service:
             api = Api(service.port(_START_S))
             is_over.set()
             play(scene, api, neighbour)
@@ -181,17 +178,10 @@ def _telling(neighbour: Neighbour, is_over: threading.Event) -> Iterator[None]:
         thread.join()
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[Service]:
-    """The service, which records."""
-    config = folder / "adaptive-kv.toml"
+def _config(folder: Path) -> str:
+    """Of a service that records."""
     memory, trace = folder / "memory.json", folder / "trace"
-    config.write_text(_TOML.format(memory=memory, floor=FLOOR_BYTES, trace=trace))
-    command = [sys.executable, "-m", "adaptive_kv", "serve", "--config", str(config)]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    with ended(process):
-        yield Service(process)
+    return _TOML.format(memory=memory, floor=FLOOR_BYTES, trace=trace)
 
 
 def play(scene: Scene, api: Api, neighbour: Neighbour) -> None:

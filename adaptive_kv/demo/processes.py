@@ -119,17 +119,21 @@ class Service:
         self._is_known.set()
 
 
-@contextmanager
-def serving(folder: Path, device: str, room: Room, mqtt_url: str | None) -> Iterator[Service]:
-    """`adaptive-kv serve` with the embedded model, as anyone would start it."""
-    config = folder / "adaptive-kv.toml"
-    text = _TOML.format(
+def demo_config(device: str, room: Room, mqtt_url: str | None) -> str:
+    """What the demonstration's service is configured with."""
+    return _TOML.format(
         device=device.partition(":")[0],
         floor_bytes=room.floor_bytes,
         ladder=json.dumps(LADDER),
         node=NODE,
         mqtt=f'url = "{mqtt_url}"' if mqtt_url else "",
     )
+
+
+@contextmanager
+def serving(folder: Path, text: str) -> Iterator[Service]:
+    """`adaptive-kv serve` with this configuration, as anyone would start it."""
+    config = folder / "adaptive-kv.toml"
     config.write_text(text, "utf-8")
     ours = {name: value for name, value in os.environ.items() if "ADAPTIVE_KV" not in name}
     command = [sys.executable, "-m", "adaptive_kv", "serve", "--config", str(config)]

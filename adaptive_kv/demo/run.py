@@ -13,7 +13,7 @@ from adaptive_kv.config import MemorySettings
 from adaptive_kv.demo.client import Api
 from adaptive_kv.demo.followers import following_events, following_mqtt
 from adaptive_kv.demo.load import Clock
-from adaptive_kv.demo.processes import LADDER, broker, serving, squeezing
+from adaptive_kv.demo.processes import LADDER, broker, demo_config, serving, squeezing
 from adaptive_kv.demo.report import write_report
 from adaptive_kv.demo.room import HEADROOM_BYTES, cgroup_room_bytes, plan_room
 from adaptive_kv.demo.scenario import Pace, Scenario
@@ -85,7 +85,8 @@ def _run(timeline: Timeline, screen: Screen, pace: Pace) -> AdaptiveKVError | No
             screen.tell("neither mosquitto nor amqtt is installed: nobody listens over MQTT")
         stack.enter_context(following_mqtt(url, timeline))
         screen.tell("the service starts")
-        service = stack.enter_context(serving(folder, timeline.device, room, url))
+        config = demo_config(timeline.device, room, url)
+        service = stack.enter_context(serving(folder, config))
         api = Api(service.port(_START_S))
         squeezer = stack.enter_context(squeezing(service.process.pid, timeline.device, room))
         squeezer.settle(HEADROOM_BYTES)
