@@ -29,7 +29,7 @@ def answer(
     Raises `RequestError` where the prompt cannot be served, `ConfigError`, `ModelError` or
     `PolicyError` where the engine cannot start.
     """
-    engine = start_engine(settings, EventLog())
+    engine = start_engine(settings, EventLog(), measures_speed=False)
     try:
         request = _request(engine, prompt, sampling, as_chat=as_chat)
         return _summary(asyncio.run(_stream(engine, request, pinned)))

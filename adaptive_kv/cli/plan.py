@@ -42,11 +42,11 @@ def plan(
 
     Example: `adaptive-kv plan ./Qwen3-0.6B --device-memory 8GiB --context 32768 --sequences 4`
     """
-    from adaptive_kv.cache.geometry import Keep
     from adaptive_kv.config import load_settings, parse_size
     from adaptive_kv.documents import calibration_state
     from adaptive_kv.engine.calibrating import known_calibration
     from adaptive_kv.engine.planning import outline, plan_device
+    from adaptive_kv.engine.start import make_keep
     from adaptive_kv.policy import CacheMode
 
     flags = {"model": {"path": model, "device": device, "dtype": dtype}}
@@ -61,7 +61,7 @@ def plan(
         name,
         outlined,
         modes=list(modes),
-        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        keep=make_keep(settings.cache),
         device_bytes=device_bytes,
         context=min(context or outlined.max_context, outlined.max_context),
         sequences=sequences,

@@ -6,8 +6,6 @@ from importlib import resources
 import structlog
 
 from adaptive_kv.cache.formats import LAYOUT_VERSION
-from adaptive_kv.cache.geometry import Keep
-from adaptive_kv.cache.slab import Budget
 from adaptive_kv.config import Settings
 from adaptive_kv.engine import calibration_record as record
 from adaptive_kv.engine.calibration import LOSSY_FORMATS, MAX_TOKENS, calibrate
@@ -15,11 +13,9 @@ from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.loading import LoadedModel, find_device, model_folder
 from adaptive_kv.engine.losses import Calibration
 from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.start import make_keep, make_start_budget
 from adaptive_kv.engine.text import PromptEncoder
-from adaptive_kv.events import EventLog
 from adaptive_kv.policy import CacheMode
-from adaptive_kv.sensors.choose import make_sensors
-from adaptive_kv.sensors.poller import SensorPoller
 
 _log = structlog.get_logger(__name__)
 
@@ -77,9 +73,9 @@ def _measure(settings: Settings, loaded: LoadedModel, key: str | None) -> Calibr
     found = calibrate(
         model,
         ids,
-        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
-        budget=_budget(settings, model),
+        budget=make_start_budget(settings, model),
         formats=_formats(model),
     )
     if found is None or key is None:
@@ -87,16 +83,6 @@ def _measure(settings: Settings, loaded: LoadedModel, key: str | None) -> Calibr
     if found.num_tokens == min(len(ids), model.max_context, MAX_TOKENS):
         record.save(key, found)  # what memory cut short may be measured better next time
     return found
-
-
-def _budget(settings: Settings, model: Model) -> Budget:
-    """As the engine's own, with what lies above the floor at this moment."""
-    budget = Budget(settings.memory.budget, model.weights_bytes)
-    sensors = make_sensors(settings.memory, str(model.device), lambda: budget.kept_bytes)
-    poller = SensorPoller(sensors, poll_hz=settings.memory.poll_hz, events=EventLog())
-    budget.allowance_bytes = max(0, poller.latest().free_bytes - settings.memory.floor)
-    poller.close()
-    return budget
 
 
 def _key(settings: Settings, model: Model) -> str | None:
@@ -109,7 +95,7 @@ def _key(settings: Settings, model: Model) -> str | None:
             folder,
             device=find_device(folder.name, settings.model.device).type,
             dtype=str(model.module.dtype),
-            keep=astuple(Keep(settings.cache.sinks, settings.cache.recent)),
+            keep=astuple(make_keep(settings.cache)),
             layout=LAYOUT_VERSION,
             max_tokens=min(model.max_context, MAX_TOKENS),
             text=built_in_text(),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import structlog
 
-from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.config import Settings
@@ -29,6 +28,7 @@ from adaptive_kv.engine.recording import start_recording
 from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.speed import Speed, measure_speed
+from adaptive_kv.engine.start import make_keep, make_start_budget
 from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.engine.worker import Worker
@@ -77,14 +77,16 @@ class Engine:
             self.recorder.close()
 
 
-def start_engine(settings: Settings, events: EventLog) -> Engine:
+def start_engine(settings: Settings, events: EventLog, *, measures_speed: bool = True) -> Engine:
     """Load everything, calibrate the model if that was not done before, and start working.
 
-    Raises `ModelError`, `ConfigError`, `PolicyError` or `SensorError` where that cannot be.
+    Whoever asks for one answer can go without `measures_speed`, which takes a second or more: costs
+    then only tell the latency of modes that were used. Raises `ModelError`, `ConfigError`,
+    `PolicyError` or `SensorError` where that cannot be.
     """
     loaded = load_model(settings.model)
     calibration = calibrated_at_load(settings, loaded)
-    speed = _measured_speed(settings, loaded)
+    speed = _measured_speed(settings, loaded) if measures_speed else None
     engine = build_engine(settings, loaded, events, calibration=calibration, speed=speed)
     engine.sensor.start()
     engine.thread.start()
@@ -199,7 +201,7 @@ def build_engine(
 def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
     return PageStore(
         model.groups,
-        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
         budget=budget,
         device=model.device,
@@ -211,9 +213,9 @@ def _measured_speed(settings: Settings, loaded: LoadedModel) -> Speed | None:
     started_s = time.monotonic()
     speed = measure_speed(
         loaded.model,
-        keep=Keep(settings.cache.sinks, settings.cache.recent),
+        keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
-        budget=Budget(settings.memory.budget, loaded.model.weights_bytes),
+        budget=make_start_budget(settings, loaded.model),
     )
     _log.info(
         "speed_measured",
