@@ -3,6 +3,7 @@
 Both prefill first, unmeasured, and then take turns of a few tokens, going on where they stopped.
 """
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +108,9 @@ class Stock:
         self._ids = torch.tensor(prompts)
         self._num_prompt = self._ids.shape[1]
         self._cache = DynamicCache(config=module.config)
+        # Its name since transformers 5.24, and before.
+        names = inspect.signature(type(module).generate).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._generate(1, _Stamps())
 
     @property
@@ -131,7 +135,7 @@ class Stock:
         self._ids = self._module.generate(
             self._ids,
             attention_mask=torch.ones_like(self._ids),
-            past_key_values=self._cache,
+            **{self._cache_name: self._cache},
             stopping_criteria=StoppingCriteriaList([stamps]),
             generation_config=make_config(
                 do_sample=False, max_new_tokens=num_tokens, eos_token_id=None, pad_token_id=0

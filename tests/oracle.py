@@ -6,6 +6,7 @@ must equal it. The stock model is then fed what the shadow holds of the kept pos
 mask written out token by token.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ class Shadow:
 
     def __init__(self, stock: PreTrainedModel) -> None:
         self._stock = stock
+        # Its name since transformers 5.24, and before.
+        names = inspect.signature(stock.forward).parameters
+        self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._kv: dict[int, tuple[Tensor, Tensor]] = {}
         self._packed: dict[tuple[int, int], str] = {}
 
@@ -97,8 +101,8 @@ class Shadow:
                 input_ids=ids,
                 position_ids=new[None],
                 attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-                past_key_values=past,
                 use_cache=True,
+                **{self._cache_name: past},
             )
         stored: Any
         for layer, stored in enumerate(past.layers):

@@ -1,8 +1,9 @@
 """The one function registered with transformers, and how it finds the present step.
 
 Models that use transformers' attention interface call `attend` in every layer. The step travels
-as the keyword argument `cache` through `model.forward`; a few models (nemotron, stablelm) drop
-keyword arguments, so it is also published in a `ContextVar`. No mask function is registered:
+as the keyword argument `adaptive_kv_step` through `model.forward`, a name that no model has a
+meaning of its own for (`cache` became one in transformers 5.24); a few models (nemotron, stablelm)
+drop keyword arguments, so it is also published in a `ContextVar`. No mask function is registered:
 transformers then builds no mask at all, and the step alone knows who may see what.
 """
 
@@ -63,7 +64,7 @@ def attend(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001 - the step knows who may see what
     scaling: float | None = None,
-    cache: Step | None = None,
+    adaptive_kv_step: Step | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -73,9 +74,9 @@ def attend(
 
     Raises `LookupError` when called outside a step.
     """
-    step = cache if cache is not None else _PRESENT.get()
+    step = _PRESENT.get() if adaptive_kv_step is None else adaptive_kv_step
     if step is None:
-        raise LookupError("adaptive_kv attention was called outside a step: pass cache=")
+        raise LookupError("adaptive_kv attention was called outside a step: pass adaptive_kv_step=")
     call = LayerCall(
         layer=_layer_number(module),
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,

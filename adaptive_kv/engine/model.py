@@ -55,7 +55,7 @@ class Model:
                 position_ids=put(positions)[None],
                 logits_to_keep=put(last),
                 use_cache=False,
-                cache=batch,
+                adaptive_kv_step=batch,
             )
         logits = out.logits[0]
         assert isinstance(logits, Tensor)
@@ -106,7 +106,7 @@ def _find_groups(module: PreTrainedModel) -> tuple[LayerGroup, ...]:
     recorder = _ShapeRecorder()
     one = torch.zeros(1, 1, dtype=torch.int64, device=module.device)
     with torch.inference_mode(), interface.present(recorder):
-        module(input_ids=one, position_ids=one, use_cache=False, cache=recorder)
+        module(input_ids=one, position_ids=one, use_cache=False, adaptive_kv_step=recorder)
     if len(recorder.seen) != module.config.num_hidden_layers:
         raise ValueError(
             f"{len(recorder.seen)} of {module.config.num_hidden_layers} layers use attention "
