@@ -109,7 +109,8 @@ class Stock:
         self._num_prompt = self._ids.shape[1]
         self._cache = DynamicCache(config=module.config)
         # Its name since transformers 5.24, and before.
-        names = inspect.signature(type(module).generate).parameters
+        forward: Any = module.forward
+        names = inspect.signature(forward).parameters
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._generate(1, _Stamps())
 
