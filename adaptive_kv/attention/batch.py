@@ -38,9 +38,7 @@ class Row:
     @property
     def is_exact(self) -> bool:
         """Whether these tokens see everything before them as a fresh full run would."""
-        sinks = self.cache.store.keep.sinks
-        hides = window.hides_any(self.cache.mode.window, self.position + self.num_new, sinks)
-        return self.cache.is_exact and not hides
+        return self.cache.is_exact_up_to(self.position + self.num_new)
 
 
 @dataclass(frozen=True, slots=True)

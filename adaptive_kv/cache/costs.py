@@ -5,12 +5,13 @@ only during a step (`workspace_bytes`) is bounded from above from the model's wi
 memory budget and the choice of `disabled` depend on it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptive_kv.cache.disabled import MLP_CHUNK_TOKENS
 from adaptive_kv.cache.formats import make_formats
-from adaptive_kv.cache.geometry import Keep, LayerGroup
+from adaptive_kv.cache.geometry import BLOCK_TOKENS, Keep, LayerGroup
 from adaptive_kv.cache.plan import Reach, make_plan
 from adaptive_kv.cache.window import DISTANCES
 from adaptive_kv.policy import CacheMode
@@ -64,6 +65,18 @@ def sequence_bytes(
         page_bytes(mode, num_tokens, group, keep, stop)
         for group, stop in zip(groups, stops, strict=True)
     )
+
+
+def regular_from(
+    mode: CacheMode, groups: Sequence[LayerGroup], keep: Keep, *, max_window: float = math.inf
+) -> int:
+    """From so many tokens on every further block weighs the same.
+
+    Windows of `max_window` tokens and more are taken for ones that no sequence outgrows.
+    """
+    windows = [0, mode.window or 0, *(group.window or 0 for group in groups)]
+    reach = max(window for window in windows if window < max_window)
+    return keep.sinks + keep.recent + reach + 2 * BLOCK_TOKENS
 
 
 def workspace_bytes(

@@ -8,11 +8,12 @@ Every border after the sinks lies a whole number of that format's pages from the
 so a page never straddles two spans, and the bytes of a plan are a function of length alone.
 """
 
+import math
 from dataclasses import dataclass
 
 from adaptive_kv.cache import disabled, full, quantized, window
 from adaptive_kv.cache.formats import FORMAT_NAMES, Format
-from adaptive_kv.cache.geometry import Keep
+from adaptive_kv.cache.geometry import BLOCK_TOKENS, Keep
 from adaptive_kv.cache.span import Span, drop
 from adaptive_kv.policy import CacheMode
 
@@ -27,6 +28,23 @@ class Reach:
 
     window: int | None = None
     gap_stop: int = 0
+
+
+def next_change(
+    mode: CacheMode, num_tokens: int, keep: Keep, formats: dict[str, Format], reach: Reach
+) -> float:
+    """The first length above `num_tokens` at which the plan may pack or drop more; may be inf."""
+    borders = [
+        (window - 1 + keep.sinks, BLOCK_TOKENS)
+        for window in (mode.window, reach.window)
+        if window is not None
+    ]
+    if mode.page_format != "full":
+        borders.append((keep.sinks + keep.recent, formats[FORMAT_NAMES[1]].tokens_per_page))
+    return min(
+        (num_tokens + period - (num_tokens - first) % period for first, period in borders),
+        default=math.inf,
+    )
 
 
 def make_plan(

@@ -37,15 +37,10 @@ def advance(cache: SequenceCache, max_bytes: int | None = None) -> Progress:
     """
     if cache.is_settled:
         return Progress(0, 0)
-    plans = [cache.plan(group) for group in range(len(cache.store.groups))]
-    # New tokens are full already: while nothing else is wanted, no page needs to be looked at.
-    wanted = [[span for span in plan if span.format != "full"] for plan in plans]
-    if wanted == cache.settled_spans:
-        cache.is_settled = True
-        return Progress(0, 0)
     used_bytes = cache.used_bytes
     moved_bytes = 0
-    for group, (pages, plan) in enumerate(zip(cache.store.groups, plans, strict=True)):
+    for group, pages in enumerate(cache.store.groups):
+        plan = cache.plan(group)
         for span in plan:
             if span.format is None:
                 cache.forget(group, span)
@@ -53,8 +48,7 @@ def advance(cache: SequenceCache, max_bytes: int | None = None) -> Progress:
             if max_bytes is not None and moved_bytes >= max_bytes:
                 return Progress(moved_bytes, used_bytes - cache.used_bytes)
             moved_bytes += _convert(cache, group, pages, block, format_name)
-    cache.is_settled = True
-    cache.settled_spans = wanted
+    cache.settle()
     return Progress(moved_bytes, used_bytes - cache.used_bytes)
 
 

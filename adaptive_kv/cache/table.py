@@ -17,11 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adaptive_kv.cache.formats.base import Run
+from adaptive_kv.cache.formats.base import Format, Run
+from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.page import Page
-from adaptive_kv.cache.plan import Reach, make_plan
+from adaptive_kv.cache.plan import Reach, make_plan, next_change
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.store import GroupPages, PageStore
+from adaptive_kv.cache.window import hides_any
 from adaptive_kv.policy import CacheMode
 
 _NO_LINES = np.empty((0, 4), np.int64)
@@ -50,11 +52,12 @@ class SequenceCache:
         self.num_stored = 0
         self.is_settled = True
         """Whether every page is as the mode's plan wants it."""
-        self.settled_spans: list[list[Span]] | None = None
-        """What the plans wanted packed or dropped when it was last settled; None: never yet."""
+        self.settled_until: float | None = None
+        """The length at which a cache that was settled may no longer be; None: never yet."""
         self._mode = mode
         self._tables: list[list[Page]] = [[] for _ in store.groups]
-        self._gap_stops = [0 for _ in store.groups]
+        self.gap_stops = (0,) * len(store.groups)
+        """By group: where the tokens end that were dropped after the sinks; 0 for none."""
         self._has_lost_tokens = False
         self._pasts: dict[int, Past] = {}
         self._page_tables: dict[int, npt.NDArray[np.int64]] = {}
@@ -71,7 +74,7 @@ class SequenceCache:
     def mode(self, mode: CacheMode) -> None:
         self._mode = mode
         self.is_settled = False
-        self.settled_spans = None
+        self.settled_until = None
         if mode.is_disabled:
             self.drop()
 
@@ -82,6 +85,10 @@ class SequenceCache:
             pages = itertools.chain.from_iterable(self._tables)
             self._is_exact = not self._has_lost_tokens and all(page.is_exact for page in pages)
         return self._is_exact
+
+    def is_exact_up_to(self, stop: int) -> bool:
+        """Whether new tokens before `stop` see everything as a fresh full run would."""
+        return self.is_exact and not hides_any(self._mode.window, stop, self.store.keep.sinks)
 
     @property
     def used_bytes(self) -> int:
@@ -94,21 +101,19 @@ class SequenceCache:
             )
         return self._used_bytes
 
-    @property
-    def gap_stops(self) -> tuple[int, ...]:
-        """By group: where the tokens end that were dropped after the sinks; 0 for none."""
-        return tuple(self._gap_stops)
-
     def pages(self, group: int) -> tuple[Page, ...]:
         """The pages of a layer group in the order of their tokens."""
         return tuple(self._tables[group])
 
-    def plan(self, group: int, mode: CacheMode | None = None) -> list[Span]:
-        """What this (or another) mode wants of the stored tokens in a layer group."""
-        pages = self.store.groups[group]
-        reach = Reach(pages.group.window, self._gap_stops[group])
-        mode = self._mode if mode is None else mode
-        return make_plan(mode, self.num_stored, self.store.keep, pages.formats, reach)
+    def plan(self, group: int) -> list[Span]:
+        """What its mode wants of the stored tokens in a layer group."""
+        return make_plan(*self._plan_terms(group))
+
+    def settle(self) -> None:
+        """Every page is as the plans want it now."""
+        self.is_settled = True
+        groups = range(len(self._tables))
+        self.settled_until = min(next_change(*self._plan_terms(group)) for group in groups)
 
     def reserve(self, num_new: int) -> None:
         """Have full pages for the next `num_new` tokens in every group.
@@ -145,7 +150,8 @@ class SequenceCache:
                 page.num_tokens = max(0, min(size, self.num_stored + num_new - page.start))
                 page.is_exact &= is_exact
         self.num_stored += num_new
-        self.is_settled = False
+        if self.settled_until is None or self.num_stored >= self.settled_until:
+            self.is_settled = False
 
     def roll_back(self) -> None:
         """Give back the pages of a step that did not happen."""
@@ -162,10 +168,10 @@ class SequenceCache:
             dropped, table[:] = list(table), []
             pages.give(dropped)
         self.num_stored = 0
-        self._gap_stops = [0 for _ in self._tables]
+        self.gap_stops = (0,) * len(self._tables)
         self._has_lost_tokens = False
         self.is_settled = True
-        self.settled_spans = None
+        self.settled_until = None
         self._changed()
 
     def replace(self, group: int, old: Iterable[Page], new: Iterable[Page]) -> None:
@@ -184,7 +190,8 @@ class SequenceCache:
             return
         table[:] = [page for page in table if not span.start <= page.start < span.stop]
         pages.give(dropped)
-        self._gap_stops[group] = max(self._gap_stops[group], span.stop)
+        gap_stop = max(self.gap_stops[group], span.stop)
+        self.gap_stops = (*self.gap_stops[:group], gap_stop, *self.gap_stops[group + 1 :])
         self._has_lost_tokens |= not self._hidden_by_model(group, dropped)
         self._changed()
 
@@ -227,6 +234,11 @@ class SequenceCache:
             tokens = range(max(page.start, self.num_stored), min(page.start + size, last))
             found.append([(number, index, position - page.start) for position in tokens])
         return list(itertools.chain.from_iterable(reversed(found)))
+
+    def _plan_terms(self, group: int) -> tuple[CacheMode, int, Keep, dict[str, Format], Reach]:
+        pages = self.store.groups[group]
+        reach = Reach(pages.group.window, self.gap_stops[group])
+        return self._mode, self.num_stored, self.store.keep, pages.formats, reach
 
     def _make_past(self, group: int) -> Past:
         pages = self.store.groups[group]

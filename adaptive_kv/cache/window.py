@@ -19,14 +19,14 @@ DISTANCES = 2**17
 
 def without_old(spans: list[Span], num_tokens: int, keep: Keep, window: int) -> list[Span]:
     """Drop the blocks between the sinks and the window of the next query."""
-    return drop(spans, keep.sinks, _kept_from(num_tokens, keep, window))
+    return drop(spans, keep.sinks, kept_from(num_tokens, keep, window))
 
 
 def without_unseen(spans: list[Span], num_tokens: int, keep: Keep, window: int) -> list[Span]:
     """Drop the blocks before the model's own window of the next query, the sinks too."""
-    kept_from = _kept_from(num_tokens, keep, window)
+    border = kept_from(num_tokens, keep, window)
     first_seen = num_tokens - window + 1
-    return drop(spans, 0, kept_from if first_seen >= keep.sinks else 0)
+    return drop(spans, 0, border if first_seen >= keep.sinks else 0)
 
 
 def is_visible(
@@ -60,7 +60,7 @@ def hides_any(window: int | None, num_tokens: int, sinks: int) -> bool:
     return window is not None and num_tokens - window > sinks
 
 
-def _kept_from(num_tokens: int, keep: Keep, window: int) -> int:
+def kept_from(num_tokens: int, keep: Keep, window: int) -> int:
     """The block border before the first token that the query at `num_tokens` sees."""
     first_seen = num_tokens - window + 1
     blocks = max(0, first_seen - keep.sinks) // BLOCK_TOKENS

@@ -88,7 +88,7 @@ class Controller:
         self._code = "start"
         self._standing_reason, self._standing_code = self._wanted.reason, self._code
         self._pinned: CacheMode | None = None
-        self._ordered: dict[str, _Ordered] = {}
+        self._order({})
 
     @property
     def ladder(self) -> tuple[CacheMode, ...]:
@@ -168,7 +168,7 @@ class Controller:
         self._pinned = mode
         self._want(Decision(mode, "pinned by hand"), "pinned")
         self._dwell.forget()
-        self._ordered.clear()
+        self._order({})
         return True
 
     def unpin(self) -> None:
@@ -193,6 +193,8 @@ class Controller:
             self._mode_since_s = reading.time_s
         if self._pinned is None:
             self._ask(reading)
+        if self._is_as_wanted(reading):
+            return self._orders(reading, None)
         guard = Guard(reading, self._rungs, self._dwell, self._max_age_s, self.is_pinned)
         mode, objection = self._nearest(CacheMode(self._wanted.mode), reading, guard)
         self._move(mode, reading)
@@ -212,7 +214,7 @@ class Controller:
             return None
         self._want(Decision(below or self._mode, "memory ran out"), "oom")
         self._move(CacheMode(self._wanted.mode), reading)
-        self._ordered = ordered
+        self._order(ordered)
         return self._orders(reading, None)
 
     def _ask(self, reading: Reading) -> None:
@@ -251,6 +253,19 @@ class Controller:
                 return rung, objection
         return self._mode, objection
 
+    def _is_as_wanted(self, reading: Reading) -> bool:
+        """Whether everybody who may have any mode is ordered what is wanted, as in most steps."""
+        mode, own, ordered = self._mode, self._wanted.sequences, self._ordered
+        if mode != self._wanted.mode or len(ordered) != len(reading.sequences):
+            return False
+        for sequence in reading.sequences:
+            last = ordered.get(sequence.id)
+            if last is None or sequence.allow is not None:
+                return False
+            if last.mode != own.get(sequence.id, mode):
+                return False
+        return True
+
     def _order_sequences(self, reading: Reading, guard: Guard) -> None:
         """Order every sequence the mode of the service or its own, as far as the guard permits."""
         own = self._wanted.sequences
@@ -268,7 +283,11 @@ class Controller:
                 ordered[sequence.id] = last
             else:
                 ordered[sequence.id] = _Ordered(target, reading.time_s)
+        self._order(ordered)
+
+    def _order(self, ordered: dict[str, _Ordered]) -> None:
         self._ordered = ordered
+        self._modes = MappingProxyType({id_: last.mode for id_, last in ordered.items()})
 
     def _lowered(self, sequence: SequenceInfo, reading: Reading) -> _Ordered:
         """One rung lower, or as it was where nothing lower is permitted and smaller."""
@@ -287,7 +306,7 @@ class Controller:
         is_fresh = reading.memory.sample_age_s <= self._max_age_s
         return Orders(
             mode=self._mode,
-            modes=MappingProxyType({id_: last.mode for id_, last in self._ordered.items()}),
+            modes=self._modes,
             admit=self._wanted.admit,
             allowance_bytes=max(0, reading.memory.headroom_bytes) if is_fresh else 0,
             reason_code=objection or self._code,

@@ -1,22 +1,26 @@
 """Builds the reading: one immutable snapshot of memory, latency, load and costs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
 from adaptive_kv.cache import costs
 from adaptive_kv.cache.store import PageStore
+from adaptive_kv.cache.weigher import Weigher
 from adaptive_kv.controller import Controller
 from adaptive_kv.engine.cost_table import CostTable
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.prices import Prices
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.sequence import Sequence
 from adaptive_kv.engine.speed import Speed
-from adaptive_kv.policy import CacheMode, Cost, Load, Memory, Reading
+from adaptive_kv.policy import CacheMode, Load, Memory, Reading
 from adaptive_kv.sensors.base import MemorySample
 from adaptive_kv.sensors.poller import SensorPoller
 from adaptive_kv.sensors.trend import seconds_to_floor
+
+_FULL = CacheMode("full")
 
 MIN_STEP_TOKENS = 64
 """Prefill goes on in chunks of at least about this many tokens, however tight memory is."""
@@ -48,6 +52,7 @@ class Gauge:
         self._store = store
         self._scheduler = scheduler
         self._meter = meter
+        self._weigher = Weigher(model.groups, store.keep)
         self._sensor = sensor
         self._floor_bytes = floor_bytes
         self._speed = speed
@@ -119,39 +124,17 @@ class Gauge:
 
     def costs(self, modes: Iterable[CacheMode], sequences: Seq[Sequence]) -> CostTable:
         """What each mode would cost for these sequences as they are now."""
-        sizes = tuple((len(s.tokens), s.cache.gap_stops) for s in sequences)
-        lengths = [num for num, _ in sizes]
-        expected_s = self._token_s(lengths)
-
-        def cost(mode: CacheMode) -> Cost:
-            transient_bytes = self._transient_bytes(mode, lengths)
-            pages_bytes = sum(self._pages_bytes(mode, *size) for size in sizes)
-            return Cost(
-                bytes=pages_bytes + transient_bytes,
-                transient_bytes=transient_bytes,
-                token_s=expected_s(mode),
-                exact=mode.is_exact,
-            )
-
-        return CostTable(modes, cost)
-
-    def _token_s(self, lengths: Seq[int]) -> Callable[[CacheMode], float | None]:
-        """What a token would take in each mode, for sequences of so many tokens.
-
-        As measured at start-up for these lengths, then set right by what the present mode takes.
-        """
-        seen_s, speed, sinks = self._meter.token_s_by_mode(), self._speed, self._store.keep.sinks
-        now = self._scheduler.common_mode
-
-        def expected_s(mode: CacheMode) -> float | None:
-            if speed is None or not lengths:
-                return seen_s.get(mode)
-            known_s = speed.token_s(mode, lengths, sinks)
-            if now is None or now not in seen_s:
-                return known_s
-            return known_s * seen_s[now] / speed.token_s(now, lengths, sinks)
-
-        return expected_s
+        prices = Prices(
+            [len(sequence.tokens) for sequence in sequences],
+            [sequence.cache.gap_stops for sequence in sequences],
+            self._scheduler.common_mode,
+            weigher=self._weigher,
+            workspace_bytes=self.workspace_bytes,
+            speed=self._speed,
+            seen_s=self._meter.token_s_by_mode(),
+            sinks=self._store.keep.sinks,
+        )
+        return CostTable(modes, prices.cost)
 
     def _seconds_to_floor(self) -> float | None:
         """The trend of free memory, computed once per sample: there are many steps between two.
@@ -172,7 +155,7 @@ class Gauge:
 
     def pages_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
         """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""
-        return self._pages_bytes(mode, len(sequence.tokens), sequence.cache.gap_stops)
+        return self._weigher.bytes(mode, len(sequence.tokens), sequence.cache.gap_stops)
 
     def workspace_bytes(self, num_new: int, num_logits: int, longest: int) -> int:
         """A bound of what a step needs besides pages."""
@@ -187,8 +170,7 @@ class Gauge:
 
     def chunk_bytes(self, num_tokens: int) -> int:
         """What new tokens weigh until they may be packed."""
-        full, keep = CacheMode("full"), self._store.keep
-        return costs.sequence_bytes(full, num_tokens, self._model.groups, keep)
+        return self._weigher.bytes(_FULL, num_tokens, (0,) * len(self._model.groups))
 
     def step_bytes(self, num_tokens: int, sequence: Sequence | None = None) -> int:
         """A bound of what a step of `num_tokens` needs besides pages, `sequence` taking part."""
@@ -207,16 +189,6 @@ class Gauge:
                 break
             num_tokens //= 2
         return num_tokens
-
-    def _pages_bytes(self, mode: CacheMode, num_tokens: int, gap_stops: tuple[int, ...]) -> int:
-        groups, keep = self._model.groups, self._store.keep
-        return costs.sequence_bytes(mode, num_tokens, groups, keep, gap_stops)
-
-    def _transient_bytes(self, mode: CacheMode, lengths: Seq[int]) -> int:
-        if not lengths:
-            return 0
-        num_new = max(lengths) if mode.is_disabled else len(lengths)  # whole prefixes take turns
-        return self.workspace_bytes(num_new, len(lengths), max(lengths))
 
 
 def _modes(controller: Controller) -> set[CacheMode]:

@@ -107,7 +107,7 @@ class Healer:
     def _needs(self, sequence: Sequence) -> bool:
         """Whether it should be exact, is not, and lives long enough to gain from it."""
         cache = sequence.cache
-        is_settled = cache.settled_spans is not None
+        is_settled = cache.settled_until is not None
         if not cache.mode.is_exact or cache.is_exact or not is_settled:
             return False
         num_left = sequence.request.sampling.max_tokens - sequence.num_output

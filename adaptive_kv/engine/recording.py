@@ -61,12 +61,11 @@ def make_curves(
     """What one settled sequence weighs in each mode, up to any length."""
 
     def curve(mode: CacheMode) -> Curve:
-        windows = [mode.window or 0, *(group.window or 0 for group in groups)]
         # A window that no sequence outgrows has no say.
-        reach = max(window for window in windows if window < max_context)
+        regular_from = costs.regular_from(mode, groups, keep, max_window=max_context)
         return measure(
             lambda n: costs.sequence_bytes(mode, n, groups, keep),
-            regular_from=keep.sinks + keep.recent + reach + 2 * BLOCK_TOKENS,
+            regular_from=regular_from,
             period_tokens=BLOCK_TOKENS,
         )
 

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adaptive_kv.attention.batch import Row
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.mailbox import Request, Usage
 from adaptive_kv.engine.sampling import SamplingState
@@ -62,7 +61,7 @@ class Sequence:
     @property
     def is_exact(self) -> bool:
         """Whether its next token will be as in a fresh full run of its tokens so far."""
-        return Row(self.cache, self.cache.num_stored, self.num_pending).is_exact
+        return self.cache.is_exact_up_to(len(self.tokens))
 
     @property
     def shadow_bytes(self) -> int:

@@ -31,7 +31,8 @@ class Forecast:
         self._learn(now)
         place = now.ladder.index(now.mode) if now.mode in now.ladder else -1
         ahead_s, cost_bytes = _ahead_s(now), now.costs[now.mode].bytes
-        lower = tuple(r for r in now.ladder[place + 1 :] if now.costs[r].bytes < cost_bytes)
+        ways = now.ladder[place + 1 :] if ahead_s < float("inf") else ()
+        lower = tuple(rung for rung in ways if now.costs[rung].bytes < cost_bytes)
         freed_bytes = cost_bytes - now.costs[lower[0]].bytes if lower else 0
         if lower and ahead_s < self._margin_s + freed_bytes / self._freed_per_s:
             self._calm_since_s, self._watched = now.time_s, (now.time_s, _cached_bytes(now))
@@ -63,8 +64,7 @@ class Forecast:
 def _ahead_s(now: Reading) -> float:
     """Seconds until the floor; shortly after a change the trend only shows the change itself."""
     ahead_s = now.seconds_to_floor if now.mode_age_s >= 2 else None
-    ahead_s = float("inf") if ahead_s is None else ahead_s
-    return ahead_s if now.memory.headroom_bytes >= 0 else 0.0
+    return 0.0 if now.memory.headroom_bytes < 0 else float("inf") if ahead_s is None else ahead_s
 
 
 def _cached_bytes(now: Reading) -> int:

@@ -5,25 +5,17 @@ import torch
 from driver import make_store
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from plans import dtypes, keeps, lengths, modes, own_windows
 
 from adaptive_kv.cache import switch
 from adaptive_kv.cache.costs import page_bytes
 from adaptive_kv.cache.formats import make_formats
 from adaptive_kv.cache.geometry import BLOCK_TOKENS, Keep, LayerGroup
-from adaptive_kv.cache.plan import Reach, make_plan
+from adaptive_kv.cache.plan import Reach, make_plan, next_change
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.policy import CacheMode
-
-dtypes = st.sampled_from([torch.float32, torch.bfloat16])
-lengths = st.integers(0, 700)
-keeps = st.builds(Keep, sinks=st.integers(0, 70), recent=st.integers(0, 200))
-own_windows = st.one_of(st.none(), st.integers(1, 300))
-modes = st.one_of(
-    st.sampled_from(["full", "int8", "int4", "disabled"]),
-    st.builds("window:{}{}".format, st.integers(1, 400), st.sampled_from(["", "+int8", "+int4"])),
-).map(CacheMode)
 
 
 def _group(dtype: torch.dtype, window: int | None = None) -> LayerGroup:
@@ -165,6 +157,25 @@ def _check_tokens(store: PageStore, cache: SequenceCache) -> None:
         assert sorted(wanted.items()) == found
         positions = cache.past(number).positions[: cache.num_kept(number)]
         assert positions.tolist() == sorted(wanted)
+
+
+@given(mode=modes, num_tokens=lengths, keep=keeps, dtype=dtypes, own_window=own_windows)
+@settings(max_examples=300, deadline=None)
+def test_nothing_more_is_packed_or_dropped_before_the_next_change(
+    mode: CacheMode, num_tokens: int, keep: Keep, dtype: torch.dtype, own_window: int | None
+) -> None:
+    formats, reach = make_formats(_group(dtype)), Reach(own_window)
+
+    def wanted(length: int) -> list[Span]:
+        plan = make_plan(mode, length, keep, formats, reach)
+        return [s for s in plan if s.format != "full" and s.start < s.stop]
+
+    if mode.is_disabled:
+        return
+    change = next_change(mode, num_tokens, keep, formats, reach)
+    assert change > num_tokens
+    for length in range(num_tokens, int(min(change, num_tokens + 70))):
+        assert wanted(length) == wanted(num_tokens)
 
 
 @pytest.mark.parametrize("recent", [0, 5, 100])
