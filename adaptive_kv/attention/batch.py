@@ -60,7 +60,30 @@ class RaggedBatch:
         self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
         self._others = [self._plan_others(self._decodes[g]) for g in groups]
         self._writes = [self._plan_writes(g) for g in groups]
+        self._is_all_decodes = None not in self._decodes and not any(self._others)
+        self._modes = [row.cache.mode for row in rows]
         self._visible: dict[tuple[int, int, int | None], Tensor | None] = {}
+
+    def follow(self, rows: Sequence[Row]) -> bool:
+        """Become the batch of `rows` if these are only the next tokens of the same sequences.
+
+        False where anything else has changed: pages, modes, who takes part. Most steps are alike.
+        """
+        if not self._is_all_decodes or len(rows) != len(self._rows):
+            return False
+        for old, new, mode in zip(self._rows, rows, self._modes, strict=True):
+            is_next = new.cache is old.cache and new.position == old.position + 1
+            if not is_next or new.num_new != 1 or new.cache.mode is not mode:
+                return False
+        decodes = [decodes for decodes in self._decodes if decodes is not None]
+        for group, known in enumerate(decodes):
+            for row, table in zip(rows, known.tables, strict=True):
+                if row.cache.page_table(group) is not table:
+                    return False
+        for known in decodes:
+            known.advance()
+        self._rows = tuple(rows)
+        return True
 
     def attend(self, call: LayerCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As `interface.Step.attend`."""

@@ -19,6 +19,7 @@ from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.cache.table import PageTable
 
 NO_WINDOW = 1 << 40
 """Stands for a window that hides nothing."""
@@ -28,15 +29,15 @@ _CAN_WIDEN_HALF = can_widen_half()
 
 
 def make_rows(
-    group: LayerGroup, rows: Sequence[tuple[int, int, int | None, Integers]], sinks: int
+    group: LayerGroup, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
 ) -> "DecodeRows":
-    """Of (place in the batch, position, the mode's window, page table) for every row."""
+    """Of (place in the batch, position, the mode's window, pages) for every row."""
     lines = [
-        (at, position, NO_WINDOW if window is None else window, table.ctypes.data, len(table))
+        (at, position, NO_WINDOW if window is None else window, table.address, len(table))
         for at, position, window, table in rows
     ]
-    tables = tuple(table for *_, table in rows)
-    has_rotated = any((table[:, 2] == 4).any() for table in tables)
+    tables = tuple([table for *_, table in rows])
+    has_rotated = any(table.has_rotated for table in tables)
     return DecodeRows(group, np.array(lines), tables, sinks, has_rotated)
 
 
@@ -50,17 +51,20 @@ class DecodeRows:
     """Rows of the batch that decode one token each, and where their pages are, for one group.
 
     `rows` has a line for each: its place in the packed batch, the position of its new token, its
-    mode's window (`NO_WINDOW` where there is none), address and length of its page table. The
-    `tables` that it points to are of `SequenceCache.page_table`; among their pages is the full one
-    that is reserved for the new token.
+    mode's window (`NO_WINDOW` where there is none), address and length of its page table. Among
+    the pages of the `tables` that it points to is the full one reserved for the new token.
     """
 
     group: LayerGroup
     rows: Integers
-    tables: tuple[Integers, ...]
+    tables: tuple[PageTable, ...]
     sinks: int
     has_rotated: bool
     """Whether some keys were rotated before they were packed."""
+
+    def advance(self) -> None:
+        """The same rows, one token later."""
+        self.rows[:, 1] += 1
 
     def attend(
         self,

@@ -26,7 +26,8 @@ from adaptive_kv.cache.store import GroupPages, PageStore
 from adaptive_kv.cache.window import hides_any
 from adaptive_kv.policy import CacheMode
 
-_NO_LINES = np.empty((0, 4), np.int64)
+_NO_PAGES = np.empty((0, 4), np.int64)
+_ROTATED_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,26 @@ class Past:
     positions: Tensor
     stop: int
     """The position after the last one."""
+
+
+class PageTable:
+    """Where a sequence's pages are in a group of layers, for kernels that read through addresses.
+
+    `lines` is int64 `[num_pages, 4]`, in the order of tokens: address of the page, address of its
+    scales (0: none), bits per element, position of its first token. Void after the next change of
+    pages.
+    """
+
+    __slots__ = ("address", "has_rotated", "lines")
+
+    def __init__(self, lines: npt.NDArray[np.int64]) -> None:
+        self.lines = lines
+        self.address: int = lines.ctypes.data
+        self.has_rotated = bool((lines[:, 2] == _ROTATED_BITS).any())
+        """Whether some keys were rotated before they were packed."""
+
+    def __len__(self) -> int:
+        return len(self.lines)
 
 
 class SequenceCache:
@@ -60,7 +81,7 @@ class SequenceCache:
         """By group: where the tokens end that were dropped after the sinks; 0 for none."""
         self._has_lost_tokens = False
         self._pasts: dict[int, Past] = {}
-        self._page_tables: dict[int, npt.NDArray[np.int64]] = {}
+        self._page_tables: dict[int, PageTable] = {}
         self._epoch = -1
         self._is_exact: bool | None = None
         self._used_bytes: int | None = None
@@ -195,17 +216,16 @@ class SequenceCache:
         self._has_lost_tokens |= not self._hidden_by_model(group, dropped)
         self._changed()
 
-    def page_table(self, group: int) -> npt.NDArray[np.int64]:
-        """One line for every page in the order of tokens, for kernels that read through addresses.
-
-        Columns: address of the page, address of its scales (0: none), bits per element, position
-        of its first token. Void after the next change of pages.
-        """
+    def page_table(self, group: int) -> PageTable:
+        """Where the pages of a group of layers are, those that are reserved included."""
         self._forget_moved()
-        table = self._page_tables.get(group, _NO_LINES)
-        pages = self.store.groups[group]
-        if lines := [pages.line(page) for page in self._tables[group][len(table) :]]:
-            table = self._page_tables[group] = np.concatenate([table, np.array(lines, np.int64)])
+        table = self._page_tables.get(group)
+        known = _NO_PAGES if table is None else table.lines
+        new = self._tables[group][len(known) :]
+        if table is None or new:
+            pages = self.store.groups[group]
+            lines = np.array([pages.line(page) for page in new], np.int64).reshape(-1, 4)
+            table = self._page_tables[group] = PageTable(np.concatenate([known, lines]))
         return table
 
     def num_kept(self, group: int) -> int:

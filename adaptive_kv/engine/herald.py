@@ -17,18 +17,17 @@ def make_status(
     controller: Controller,
     scheduler: Scheduler,
     *,
+    health: Health,
     memory: Memory,
     load: Load,
-    is_draining: bool,
-    max_age_s: float,
 ) -> Status:
     """What publishers show until the next step; `memory` and `load` are those after this one."""
     shown = scheduler.everyone[:_MAX_SEQUENCES]
     return Status(
         time_s=reading.time_s,
         step=reading.step,
-        health=_health(reading, controller, scheduler, is_draining, max_age_s),
-        is_ready=not is_draining,
+        health=health,
+        is_ready=health is not Health.DRAINING,
         mode=controller.mode,
         mode_age_s=max(0.0, reading.time_s - controller.mode_since_s),
         pinned=controller.is_pinned,
@@ -67,13 +66,14 @@ def starting_status(memory: Memory, controller: Controller, now_s: float) -> Sta
     )
 
 
-def _health(
+def health_of(
     reading: Reading,
     controller: Controller,
     scheduler: Scheduler,
     is_draining: bool,
     max_age_s: float,
 ) -> Health:
+    """Whether all is well with a worker that steps."""
     if is_draining:
         return Health.DRAINING
     is_blind = reading.memory.sample_age_s > max_age_s

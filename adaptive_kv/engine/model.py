@@ -21,6 +21,7 @@ from adaptive_kv.cache.costs import ModelWidths
 from adaptive_kv.cache.disabled import chunk_mlps
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.engine.linear import block_linears
+from adaptive_kv.engine.norm import fuse_norms
 
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 
@@ -75,12 +76,14 @@ def prepare(module: PreTrainedModel, max_context: int | None = None) -> Model:
     """Make a loaded model ready, in place. Raises `ValueError` where its attention is not ours."""
     module.train(mode=False).requires_grad_(requires_grad=False)
     module.set_attn_implementation(interface.NAME)
+    groups = _find_groups(module)
     chunk_mlps(module)
     block_linears(module)
+    fuse_norms(module)
     limits = [_context_limit(module.config), max_context]
     return Model(
         module=module,
-        groups=_find_groups(module),
+        groups=groups,
         widths=_find_widths(module),
         max_context=min(limit for limit in limits if limit is not None),
         weights_bytes=weights_bytes(module),

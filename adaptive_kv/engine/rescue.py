@@ -39,8 +39,12 @@ class Rescue:
         allowance_bytes = orders.allowance_bytes or missing_bytes
         # The reading counts what healing holds as free, which it only is once it is given back.
         self._store.budget.allowance_bytes = allowance_bytes - self._scheduler.shadow_bytes
-        modes = {s: orders.modes.get(s.id, s.mode) for s in self._scheduler.running}
-        self._switcher.order(orders.mode, modes, orders.reason_text)
+        changing = {
+            sequence: mode
+            for sequence in self._scheduler.running
+            if (mode := orders.modes.get(sequence.id, sequence.mode)) != sequence.mode
+        }
+        self._switcher.order(orders.mode, changing, orders.reason_text)
 
     def make_room(self, shortage: OutOfMemory, read: Callable[[], Reading]) -> None:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""

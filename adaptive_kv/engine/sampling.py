@@ -128,10 +128,12 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
     best, chosen = logits.max(dim=-1)
     if not all(state.is_plain for state in states):
         chosen = _choose(logits.float(), states)
-    chosen = chosen.where(best.abs() < math.inf, -1)  # false for NaN, too
-    if all(state.params.logprobs is None for state in states):
-        return [Sampled(token_id) for token_id in _checked(chosen.tolist())]
-    return _with_logprobs(logits, chosen, states)
+    if any(state.params.logprobs is not None for state in states):
+        chosen = chosen.where(best.abs() < math.inf, -1)  # false for NaN, too
+        return _with_logprobs(logits, chosen, states)
+    pairs = zip(chosen.tolist(), best.tolist(), strict=True)
+    token_ids = [token_id if math.isfinite(value) else -1 for token_id, value in pairs]
+    return [Sampled(token_id) for token_id in _checked(token_ids)]
 
 
 def _checked(token_ids: list[int]) -> list[int]:

@@ -46,14 +46,13 @@ class Switcher:
     def order(
         self,
         mode: CacheMode,
-        modes: Mapping[Sequence, CacheMode],
+        changing: Mapping[Sequence, CacheMode],
         reason: str,
     ) -> None:
-        """Set the mode of the service and of sequences; pages follow in `advance`.
+        """Set the mode of the service, and of sequences that change; pages follow in `advance`.
 
         A switch under way that is overtaken by another one is told as far as it came.
         """
-        changing = {s: wanted for s, wanted in modes.items() if wanted != s.mode}
         for sequence in changing:
             if sequence in self._under_way:
                 self._report(sequence)
@@ -74,6 +73,8 @@ class Switcher:
         for sequence in sequences:
             if left is not None and left <= 0:
                 break
+            if sequence.cache.is_settled and sequence not in self._under_way:
+                continue
             progress = switch.advance(sequence.cache, left)
             freed_bytes += progress.freed_bytes
             left = None if left is None else left - progress.moved_bytes

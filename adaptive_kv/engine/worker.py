@@ -21,7 +21,7 @@ from adaptive_kv.engine.batch import Batch, OutOfMemory, check_shortage, make_ba
 from adaptive_kv.engine.desk import Desk
 from adaptive_kv.engine.gauge import Gauge
 from adaptive_kv.engine.healer import Healer
-from adaptive_kv.engine.herald import make_status
+from adaptive_kv.engine.herald import health_of, make_status
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
@@ -34,6 +34,8 @@ from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.policy import Reading
 
 _IDLE_S = 0.1
+_TELL_S = 0.02
+"""A status in which nothing but numbers have moved is renewed no more often."""
 _log = structlog.get_logger(__name__)
 
 
@@ -74,7 +76,10 @@ class Worker:
         self._max_age_s = max_age_s
         self._note = note
         self._clock = clock
+        self._ragged: RaggedBatch | None = None
         self._num_steps = 0
+        self._told_gist: tuple[object, ...] = ()
+        self._told_s = 0.0
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -108,16 +113,23 @@ class Worker:
         self._num_steps += 1
 
     def _publish(self, reading: Reading, orders: Orders) -> None:
-        now_s = self._clock()
+        """Show the truth of now: after every step that changes who runs or how, else often."""
+        now_s, scheduler, controller = self._clock(), self._scheduler, self._controller
+        is_draining = self._desk.is_draining
+        health = health_of(reading, controller, scheduler, is_draining, self._max_age_s)
+        num_sequences = len(scheduler.running), len(scheduler.waiting)
+        gist = health, orders.mode, orders.reason_code, controller.is_pinned, num_sequences
+        if gist == self._told_gist and now_s - self._told_s < _TELL_S:
+            return
+        self._told_gist, self._told_s = gist, now_s
         self._mailbox.status = make_status(
             reading,
             orders,
-            self._controller,
-            self._scheduler,
+            controller,
+            scheduler,
+            health=health,
             memory=self._gauge.memory(now_s),
             load=self._gauge.load(now_s),
-            is_draining=self._desk.is_draining,
-            max_age_s=self._max_age_s,
         )
 
     def _fail(self) -> None:
@@ -215,8 +227,9 @@ class Worker:
         needed_bytes = self._gauge.workspace_bytes(len(ids), len(last), batch.longest)
         try:
             with self._store.budget.workspace(needed_bytes):
-                ragged = RaggedBatch(self._store, batch.rows)
-                logits = self._model.forward(ids, positions, last, ragged)
+                if self._ragged is None or not self._ragged.follow(batch.rows):
+                    self._ragged = RaggedBatch(self._store, batch.rows)
+                logits = self._model.forward(ids, positions, last, self._ragged)
                 return sample(logits, [chunk.sequence.sampling for chunk in batch.sampled])
         except LogitsError as error:
             return error.with_traceback(None)
