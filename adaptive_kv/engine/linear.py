@@ -11,7 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-_MIN_BYTES = 2**19
+_MIN_BYTES = 2**20
 """Smaller weights stay in the processor's cache, where the plain product is as fast."""
 
 _TYPICAL_ROWS = 64

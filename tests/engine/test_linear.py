@@ -10,7 +10,7 @@ from torch import nn
 from adaptive_kv.engine.linear import BlockedLinear, block_linears
 from adaptive_kv.engine.model import prepare, weights_bytes
 
-_WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 768}
+_WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024}
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -42,6 +42,6 @@ def test_a_head_that_shares_its_weight_with_the_embeddings_stays_as_it_is() -> N
 
 
 def test_a_type_that_the_processor_has_no_product_for_leaves_the_model_as_it_is() -> None:
-    module = nn.Sequential(nn.Linear(512, 512).double())
+    module = nn.Sequential(nn.Linear(512, 1024).double())
     assert block_linears(module) == 0
     assert type(module[0]) is nn.Linear
