@@ -173,7 +173,7 @@ class RaggedBatch:
         if not rows or not cpu.can_serve(pages.group, self._store.device):
             return None
         return cpu.make_rows(
-            pages.group,
+            pages,
             [(at, r.position, r.cache.mode.window, r.cache.page_table(group)) for r, at in rows],
             self._store.keep.sinks,
         )

@@ -8,6 +8,7 @@ Numba's own thread pools wait by spinning, which made a step seven times slower 
 program wanted the same cores.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode
+from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode, vector_width
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.cache.store import GroupPages
 from adaptive_kv.cache.table import PageTable
 
 NO_WINDOW = 1 << 40
@@ -26,10 +28,16 @@ NO_WINDOW = 1 << 40
 
 _NO_LOGITS = np.empty(0, np.float32)
 _CAN_WIDEN_HALF = can_widen_half()
+_KEPT_AS = {
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.uint16,
+    torch.float16: torch.int16,
+}
+"""What the elements of full pages are handed over as: the kernel tells 16-bit types by it."""
 
 
 def make_rows(
-    group: LayerGroup, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
+    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
 ) -> "DecodeRows":
     """Of (place in the batch, position, the mode's window, pages) for every row."""
     lines = [
@@ -38,12 +46,19 @@ def make_rows(
     ]
     tables = tuple([table for *_, table in rows])
     has_rotated = any(table.has_rotated for table in tables)
-    return DecodeRows(group, np.array(lines), tables, sinks, has_rotated)
+    return DecodeRows(pages, np.array(lines), tables, sinks, has_rotated)
 
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
     """Whether the kernel reads pages of this group."""
-    return device.type == "cpu" and group.dtype is torch.float32 and _CAN_WIDEN_HALF
+    is_known = group.dtype in _KEPT_AS and len(_lanes(group)) > 0
+    return device.type == "cpu" and is_known and _CAN_WIDEN_HALF
+
+
+@functools.cache
+def _lanes(group: LayerGroup) -> tuple[int, ...]:
+    """As long as the kernel's vectors."""
+    return (0,) * min(vector_width(group.key_dim), vector_width(group.value_dim))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +70,7 @@ class DecodeRows:
     the pages of the `tables` that it points to is the full one reserved for the new token.
     """
 
-    group: LayerGroup
+    pages: GroupPages
     rows: Integers
     tables: tuple[PageTable, ...]
     sinks: int
@@ -78,23 +93,35 @@ class DecodeRows:
         """Attention of layer `place` of the group, into the rows' places in `out`.
 
         `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
-        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, float32. The rows' keys
-        and values are also written into the pages reserved for them.
+        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
+        The rows' keys and values are also written into the pages reserved for them.
         """
         # Models make these token by token: seen that way they are contiguous, no copy is made.
         q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
+        q32, k32, v32, out32 = (x.float() for x in (q, k, v, out))
+        group = self.pages.group
+        lanes, kept_as = _lanes(group), _KEPT_AS[group.dtype]
         sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
         decode(
-            q.numpy(),
-            rotate(q).numpy() if self.has_rotated else q.numpy(),
-            k.numpy(),
-            v.numpy(),
+            lanes,
+            (0,) * (q.shape[1] // k.shape[1]),
+            (0,) * (group.key_dim // len(lanes)),
+            q32.numpy(),
+            rotate(q32).numpy() if self.has_rotated else q32.numpy(),
+            k32.numpy(),
+            v32.numpy(),
+            k.view(kept_as).numpy(),
+            v.view(kept_as).numpy(),
             self.rows,
             place,
+            self.pages.pages.pages_per_slab,
+            self.pages.sides.pages_per_slab,
             self.sinks,
             NO_WINDOW if call.window is None else call.window,
             np.float32(call.scaling),
             np.float32(call.softcap or 0),
             sink_logits,
-            out.numpy(),
+            out32.numpy(),
         )
+        if out32 is not out:
+            out.copy_(out32)

@@ -11,6 +11,22 @@ the sinks, so that what stays can always be packed and bytes are a function of l
 
 
 @dataclass(frozen=True, slots=True)
+class PageShape:
+    """What a page consists of: a piece of keys and one of values for every layer and head."""
+
+    num_layers: int
+    num_heads: int
+    key_bytes: int
+    """Of one piece."""
+    value_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole page."""
+        return self.num_layers * self.num_heads * (self.key_bytes + self.value_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class LayerGroup:
     """Layers whose pages are alike; one page holds the same tokens of all of them.
 
@@ -36,13 +52,25 @@ class LayerGroup:
         return self.num_kv_heads * (self.key_dim + self.value_dim)
 
     @property
+    def page_shape(self) -> PageShape:
+        """Of one page, the same in every format: 16 tokens in a 16-bit type."""
+        token_bytes = PAGE_TOKENS_16_BIT * 2
+        pieces = token_bytes * self.key_dim, token_bytes * self.value_dim
+        return PageShape(self.num_layers, self.num_kv_heads, *pieces)
+
+    @property
+    def side_shape(self) -> PageShape:
+        """Of the scales and minima beside one packed page (16 bits each, densest format)."""
+        return PageShape(self.num_layers, self.num_kv_heads, 4 * self.key_dim, 4 * BLOCK_TOKENS)
+
+    @property
     def page_bytes(self) -> int:
-        """Bytes of one page, the same in every format: 16 tokens in a 16-bit type."""
+        """Bytes of one page."""
         return self.num_layers * self.row_elements * PAGE_TOKENS_16_BIT * 2
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of scales and minima beside one packed page (16 bits each, densest format)."""
+        """Bytes of the scales and minima of one packed page."""
         return self.num_layers * self.num_kv_heads * (2 * self.key_dim + 2 * BLOCK_TOKENS) * 2
 
 

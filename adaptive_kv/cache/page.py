@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_kv.cache.geometry import PageShape
 from adaptive_kv.cache.slab import Budget, Slab
 
 NUM_SPARE = 1
@@ -49,15 +50,15 @@ class PagePool:
 
     def __init__(
         self,
-        page_bytes: int,
+        shape: PageShape,
         slab_bytes: int,
         budget: Budget,
         device: torch.device,
         num_spare: int = NUM_SPARE,
     ) -> None:
-        self.page_bytes = page_bytes
+        self.shape = shape
         self.num_spare = num_spare
-        self.pages_per_slab = max(2, slab_bytes // page_bytes)
+        self.pages_per_slab = max(2, slab_bytes // shape.num_bytes)
         self.epoch = 0
         self._budget = budget
         self.device = device
@@ -68,7 +69,7 @@ class PagePool:
     @property
     def slab_bytes(self) -> int:
         """Bytes of one slab of this pool."""
-        return self.pages_per_slab * self.page_bytes
+        return self.pages_per_slab * self.shape.num_bytes
 
     @property
     def num_slabs(self) -> int:
@@ -134,17 +135,21 @@ class PagePool:
         for page in moving:
             self._move(page)
         self._forget(number)
-        return len(moving) * self.page_bytes
+        return len(moving) * self.shape.num_bytes
 
     def slab_and_index(self, page: Page) -> tuple[Slab, int]:
         """The slab a page lies in, and its index there."""
         number, index = divmod(page.id, self.pages_per_slab)
         return self._slabs[number], index
 
-    def address(self, page: Page) -> int:
-        """Where a page's bytes begin in the device's memory."""
+    def addresses(self, page: Page) -> tuple[int, int]:
+        """Where its first piece of keys is, and where one of values would be in the same place.
+
+        `Slab` draws how far the others are from there.
+        """
         slab, index = self.slab_and_index(page)
-        return slab.address + index * self.page_bytes
+        shape = self.shape
+        return slab.address + index * shape.key_bytes, slab.address + index * shape.value_bytes
 
     def slab_number(self, page: Page) -> int:
         """The number of the slab a page lies in."""
@@ -170,7 +175,7 @@ class PagePool:
         old, index = self._slab_of(page.id), page.id % self.pages_per_slab
         page.id = heapq.heappop(self._free)
         slab, new_index = self.slab_and_index(page)
-        slab.payload[new_index].copy_(old.payload[index])
+        slab.copy_page(new_index, old, index)
         slab.num_live += 1
         self._live[page.id] = page
         self.epoch += 1
@@ -179,7 +184,7 @@ class PagePool:
         self._budget.take_slab(self.slab_bytes)
         number = next(n for n in range(len(self._slabs) + 1) if n not in self._slabs)
         try:
-            self._slabs[number] = Slab(self.pages_per_slab, self.page_bytes, self.device)
+            self._slabs[number] = Slab(self.shape, self.pages_per_slab, self.device)
         except torch.OutOfMemoryError:
             self._budget.give_slab(self.slab_bytes)
             raise

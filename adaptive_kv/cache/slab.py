@@ -4,12 +4,15 @@ On CUDA a slab is an allocation of its own, large enough that `empty_cache` retu
 driver. On CPU it is an anonymous map: dropping it returns the memory to the system at once.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
+
+from adaptive_kv.cache.geometry import PageShape
 
 
 class MemoryLimitError(torch.OutOfMemoryError):
@@ -93,16 +96,21 @@ class Budget:
 
 
 class Slab:
-    """`num_pages` pages of `page_bytes` each, and which of them are free.
+    """`num_pages` pages of one shape, and how many of them are live.
 
-    `payload` is uint8 `[num_pages, page_bytes]`. Formats keep typed views of it in `views`; they
-    end with the slab.
+        layer 0                                     | layer 1
+        | K of head 0: p0 p1 p2 | K of head 1: ... | V of head 0: p0 p1 p2 | ...
+
+    The same pieces of all pages lie side by side: whoever reads the pages of a sequence, layer by
+    layer and head by head, reads memory in long runs. `keys` and `values` are uint8 `[layers,
+    heads, num_pages, bytes of a piece]`. Formats keep typed views of them in `views`; they end with
+    the slab.
     """
 
-    __slots__ = ("_map", "address", "num_live", "payload", "views")
+    __slots__ = ("_map", "address", "keys", "num_live", "values", "views")
 
-    def __init__(self, num_pages: int, page_bytes: int, device: torch.device) -> None:
-        num_bytes = num_pages * page_bytes
+    def __init__(self, shape: PageShape, num_pages: int, device: torch.device) -> None:
+        num_bytes = num_pages * shape.num_bytes
         self._map: mmap.mmap | None = None
         self.num_live = 0
         self.views: dict[str, tuple[Tensor, ...]] = {}
@@ -112,22 +120,32 @@ class Slab:
                 flat = torch.frombuffer(self._map, dtype=torch.uint8)
             else:
                 flat = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            self.payload = flat.view(num_pages, page_bytes)
+            layers, heads = flat.view(shape.num_layers, -1), (shape.num_heads, num_pages)
+            border = math.prod(heads) * shape.key_bytes
+            self.keys = layers[:, :border].unflatten(1, (*heads, shape.key_bytes))
+            self.values = layers[:, border:].unflatten(1, (*heads, shape.value_bytes))
         self.address = flat.data_ptr()
 
-    def view(self, key: str, make: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """A format's views of this slab, made once."""
+    def view(
+        self, key: str, make: Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """What a format makes of keys and values, made once."""
         views = self.views.get(key)
         if views is None:
             with _outlives_inference():
-                views = self.views[key] = make(self.payload)
+                views = self.views[key] = make(self.keys, self.values)
         return views
+
+    def copy_page(self, index: int, other: "Slab", other_index: int) -> None:
+        """Fill a page with one of another slab, or of this one."""
+        self.keys[:, :, index] = other.keys[:, :, other_index]
+        self.values[:, :, index] = other.values[:, :, other_index]
 
     def release(self) -> None:
         """Give the memory back to the device now; the slab must not be used again."""
-        device = self.payload.device
+        device = self.keys.device
         self.views.clear()
-        del self.payload
+        del self.keys, self.values
         if self._map is not None:
             # A tensor that still refers to the map keeps its addresses, not its memory.
             self._map.madvise(mmap.MADV_DONTNEED)

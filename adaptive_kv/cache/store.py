@@ -22,11 +22,11 @@ class GroupPages:
     ) -> None:
         self.group = group
         self.formats: dict[str, Format] = make_formats(group)
-        self.pages = PagePool(group.page_bytes, slab_bytes, budget, device)
+        self.pages = PagePool(group.page_shape, slab_bytes, budget, device)
         # Packing into int8 frees one page for each place of scales that it takes.
         num_sides = self.pages.pages_per_slab
         side_slab_bytes = num_sides * group.side_bytes
-        self.sides = PagePool(group.side_bytes, side_slab_bytes, budget, device, num_sides)
+        self.sides = PagePool(group.side_shape, side_slab_bytes, budget, device, num_sides)
 
     @property
     def full(self) -> Full:
@@ -53,15 +53,12 @@ class GroupPages:
         side = self.group.side_bytes if self.formats[format_name].is_packed else 0
         return self.group.page_bytes + side
 
-    def line(self, page: Page) -> tuple[int, int, int, int]:
-        """A page's line in a page table: its address, that of its scales, bits, first token."""
-        bits = (
-            self.group.dtype.itemsize
-            * 8
-            // (self.formats[page.format].tokens_per_page // self.full.tokens_per_page)
-        )
-        side = 0 if page.side is None else self.sides.address(page.side)
-        return self.pages.address(page), side, bits, page.start
+    def line(self, page: Page) -> tuple[int, int, int, int, int, int]:
+        """A page's line in a page table, as `PageTable` describes it."""
+        full_bits = self.group.dtype.itemsize * 8
+        bits = full_bits * self.full.tokens_per_page // self.formats[page.format].tokens_per_page
+        sides = (0, 0) if page.side is None else self.sides.addresses(page.side)
+        return *self.pages.addresses(page), *sides, bits, page.start
 
     def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
         """One page. Raises `torch.OutOfMemoryError`; nothing is taken then."""

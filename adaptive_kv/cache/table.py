@@ -26,7 +26,7 @@ from adaptive_kv.cache.store import GroupPages, PageStore
 from adaptive_kv.cache.window import hides_any
 from adaptive_kv.policy import CacheMode
 
-_NO_PAGES = np.empty((0, 4), np.int64)
+_NO_PAGES = np.empty((0, 6), np.int64)
 _ROTATED_BITS = 4
 
 
@@ -48,9 +48,9 @@ class Past:
 class PageTable:
     """Where a sequence's pages are in a group of layers, for kernels that read through addresses.
 
-    `lines` is int64 `[num_pages, 4]`, in the order of tokens: address of the page, address of its
-    scales (0: none), bits per element, position of its first token. Void after the next change of
-    pages.
+    `lines` is int64 `[num_pages, 6]`, in the order of tokens: the page's two addresses
+    (`PagePool.addresses`), those of its scales (0 where it has none), bits per element and position
+    of its first token. Void after the next change of pages.
     """
 
     __slots__ = ("address", "has_rotated", "lines")
@@ -58,7 +58,7 @@ class PageTable:
     def __init__(self, lines: npt.NDArray[np.int64]) -> None:
         self.lines = lines
         self.address: int = lines.ctypes.data
-        self.has_rotated = bool((lines[:, 2] == _ROTATED_BITS).any())
+        self.has_rotated = bool((lines[:, 4] == _ROTATED_BITS).any())
         """Whether some keys were rotated before they were packed."""
 
     def __len__(self) -> int:
@@ -224,7 +224,7 @@ class SequenceCache:
         new = self._tables[group][len(known) :]
         if table is None or new:
             pages = self.store.groups[group]
-            lines = np.array([pages.line(page) for page in new], np.int64).reshape(-1, 4)
+            lines = np.array([pages.line(page) for page in new], np.int64).reshape(-1, 6)
             table = self._page_tables[group] = PageTable(np.concatenate([known, lines]))
         return table
 

@@ -129,7 +129,8 @@ class _Timer:
         for group, pages in enumerate(self._store.groups):
             for page in cache.pages(group):
                 slab, index = pages.pages.slab_and_index(page)
-                slab.payload[index].view(pages.group.dtype).normal_()
+                for pieces in (slab.keys, slab.values):
+                    pieces[:, :, index].view(pages.group.dtype).normal_()
 
     def _best_s(self, steps: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         """The quickest of each, taking turns: what others do on this box only ever adds to one."""

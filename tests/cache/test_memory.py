@@ -31,7 +31,9 @@ def _grow_interleaved(store: PageStore, num_sequences: int, num_slabs: int) -> l
             cache.reserve(16)
             cache.commit(16, is_exact=True)
     for number in range(num_slabs):
-        pool.slab(number).payload.fill_(1)
+        slab = pool.slab(number)
+        slab.keys.fill_(1)
+        slab.values.fill_(1)
     return caches
 
 

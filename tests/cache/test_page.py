@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.cache.geometry import LayerGroup, PageShape
 from adaptive_kv.cache.page import Page, PagePool
 from adaptive_kv.cache.slab import Budget
 
@@ -35,10 +35,10 @@ class Pages(RuleBasedStateMachine):
         """All bytes of a page and of its scales."""
         pages = self.store.groups[group]
         slab, index = pages.pages.slab_and_index(page)
-        found = [slab.payload[index]]
+        found = [slab.keys[:, :, index], slab.values[:, :, index]]
         if page.side is not None:
             side, index = pages.sides.slab_and_index(page.side)
-            found.append(side.payload[index])
+            found += [side.keys[:, :, index], side.values[:, :, index]]
         return found
 
     @rule(group=st.integers(0, 1), name=formats, spare=st.booleans(), num=st.integers(1, 12))
@@ -104,7 +104,7 @@ TestPages = Pages.TestCase
 
 
 def _pool(budget: Budget) -> PagePool:
-    return PagePool(64, 4 * 64, budget, CPU)
+    return PagePool(PageShape(1, 2, 8, 24), 4 * 64, budget, CPU)
 
 
 def test_the_last_free_page_is_kept_for_switches() -> None:
@@ -137,7 +137,7 @@ def test_an_empty_slab_is_given_back_though_it_is_not_the_last() -> None:
 
 def test_a_slab_that_the_device_refuses_leaves_no_trace() -> None:
     budget = Budget()
-    pool = PagePool(1 << 60, 1 << 62, budget, CPU)
+    pool = PagePool(PageShape(1, 1, 1 << 59, 1 << 59), 1 << 62, budget, CPU)
     with pytest.raises(torch.OutOfMemoryError):
         pool.take("full", 0)
     pool.check()

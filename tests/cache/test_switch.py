@@ -25,8 +25,9 @@ def _filled(num_tokens: int, *groups: LayerGroup, keep: Keep | None = None) -> S
     for number, pages in enumerate(store.groups):
         for page in cache.pages(number):
             slab, index = pages.pages.slab_and_index(page)
-            rows = slab.payload[index].view(pages.group.dtype)
-            rows.copy_(torch.randn(rows.shape, generator=generator))
+            for pieces in (slab.keys, slab.values):
+                rows = pieces[:, :, index].view(pages.group.dtype)
+                rows.copy_(torch.randn(rows.shape, generator=generator))
     return cache
 
 

@@ -1,6 +1,6 @@
 """full: keys and values as the model made them.
 
-page, one layer after the other:  | K: head, token, dim | V: head, token, dim |
+pieces of every layer and head:  | K: token, dim |   | V: token, dim |
 """
 
 from torch import Tensor
@@ -47,19 +47,6 @@ class Full:
         """Keys and values of a slab, `[layers, kv_heads, pages, tokens_per_page, dim]` each."""
         return slab.view(self.name, self._make_views)
 
-    def _make_views(self, payload: Tensor) -> tuple[Tensor, ...]:
-        group, num_tokens = self._group, self.tokens_per_page
-        flat = payload.view(group.dtype).unflatten(1, (group.num_layers, -1))
-        return split_rows(flat, group, num_tokens, group.key_dim, group.value_dim)
-
-
-def split_rows(
-    flat: Tensor, group: LayerGroup, num_tokens: int, key_dim: int, value_dim: int
-) -> tuple[Tensor, Tensor]:
-    """`[pages, layers, K then V]` as two views `[layers, kv_heads, pages, num_tokens, dim]`."""
-    heads = group.num_kv_heads
-    num_key = heads * num_tokens * key_dim
-    keys = flat[..., :num_key].unflatten(-1, (heads, num_tokens, key_dim))
-    values = flat[..., num_key : num_key + heads * num_tokens * value_dim]
-    values = values.unflatten(-1, (heads, num_tokens, value_dim))
-    return keys.permute(1, 2, 0, 3, 4), values.permute(1, 2, 0, 3, 4)
+    def _make_views(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        dtype, rows = self._group.dtype, (self.tokens_per_page, -1)
+        return keys.view(dtype).unflatten(-1, rows), values.view(dtype).unflatten(-1, rows)

@@ -4,15 +4,14 @@ Keys have one scale per channel over the page's tokens, values one per token ove
 (KIVI, arXiv 2402.02750). Codes are rounded against the scales as stored, so that reading gives
 back exactly what was rounded to.
 
-    page, per layer:  | K codes: head, token, dim | V codes: head, token, dim |
-    side, per layer:  | K scale: head, dim | K min: head, dim | V scale: head, token | V min |
+    pieces of every layer and head:  | K codes: dim, token |      | V codes: token, dim |
+    and of scales:                   | K scale: dim | K min |     | V scale: token | V min |
 """
 
 import torch
 from torch import Tensor
 
 from adaptive_kv.cache.formats.base import Run
-from adaptive_kv.cache.formats.full import split_rows
 from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, LayerGroup
 from adaptive_kv.cache.slab import Slab
 
@@ -69,25 +68,21 @@ class Packed:
     def _code_views(self, slab: Slab) -> tuple[Tensor, ...]:
         return slab.view(self.name, self._make_code_views)
 
-    def _make_code_views(self, payload: Tensor) -> tuple[Tensor, ...]:
-        group, share = self._group, 8 // self.bits
-        flat = payload.unflatten(1, (group.num_layers, -1))
-        dims = (group.key_dim // share, group.value_dim // share)
-        return split_rows(flat, group, self.tokens_per_page, *dims)
+    def _make_code_views(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
+        # Kernels score many tokens at a time, channel by channel.
+        channels = keys.unflatten(-1, (-1, self.tokens_per_page))
+        return channels.transpose(3, 4), values.unflatten(-1, (self.tokens_per_page, -1))
 
     def _side_views(self, run: Run) -> tuple[Tensor, ...]:
         assert run.side is not None
         return run.side.view(self.name, self._make_side_views)
 
-    def _make_side_views(self, payload: Tensor) -> tuple[Tensor, ...]:
+    def _make_side_views(self, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         """Four views `[layers, kv_heads, pages, 1 or tokens, dim or 1]`, float16."""
-        group, heads = self._group, self._group.num_kv_heads
-        flat = payload.view(torch.float16).unflatten(1, (group.num_layers, -1))
-        sizes = [heads * group.key_dim] * 2 + [heads * self.tokens_per_page] * 2
-        parts = flat[..., : sum(sizes)].split(sizes, dim=-1)
-        keys = [part.unflatten(-1, (heads, 1, group.key_dim)) for part in parts[:2]]
-        values = [part.unflatten(-1, (heads, self.tokens_per_page, 1)) for part in parts[2:]]
-        return tuple(part.permute(1, 2, 0, 3, 4) for part in (*keys, *values))
+        num_tokens = self.tokens_per_page
+        key_parts = keys.view(torch.float16).unflatten(-1, (2, 1, -1)).unbind(3)
+        value_parts = values.view(torch.float16)[..., : 2 * num_tokens]
+        return *key_parts, *value_parts.unflatten(-1, (2, num_tokens, 1)).unbind(3)
 
 
 def _side_index(run: Run) -> Tensor:
