@@ -1,0 +1,122 @@
+"""Boots a real systemd on an overlay of this machine's files, for one script, and ends it.
+
+Nothing outside the folder that is handed over changes. It has no network but a loopback of its own.
+"""
+
+import importlib.metadata
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+UNIT = """\
+[Unit]
+Description=What the test does on this box
+DefaultDependencies=no
+After=basic.target dbus.service
+Wants=dbus.socket
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c "/usr/bin/python3 /opt/test/inside.py >/opt/out/log 2>&1; systemctl exit 0"
+TimeoutStartSec={patience_s}
+FailureAction=exit
+"""
+ROOT_ELSEWHERE = 'mount --bind / "$0" && exec "$@"'
+"""nspawn takes no `/`. Nobody but itself sees the mount, so that nobody can delete through it."""
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+DIST_PACKAGES = f"/usr/local/lib/{PYTHON}/dist-packages"
+
+
+def why_no_boot() -> str | None:
+    """Why this machine cannot boot one; None where it can."""
+    if os.geteuid() != 0:
+        return "only root can boot a systemd"
+    for tool in ("systemd-nspawn", "unshare", "dbus-daemon", "dpkg", "mosquitto"):
+        if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+            return f"{tool} is not installed"
+    if Path("/usr/bin/python3").resolve().name != PYTHON:
+        return f"torch here is built for {PYTHON}, which is not the distribution's python3"
+    return None
+
+
+def boot(script: Path, given: Mapping[Path, str], out: Path, *, patience_s: int) -> str:
+    """Run `script` as root once it is up, and return what the console showed.
+
+    `given` are files and folders with the place where they are found; `out` is /opt/out.
+    """
+    unit = out / "inside.service"
+    unit.write_text(UNIT.format(patience_s=patience_s))
+    root = out / "root"
+    root.mkdir()
+    binds = {script: "/opt/test/inside.py", unit: "/etc/systemd/system/inside.service", **given}
+    command = [
+        *("unshare", "--mount", "sh", "-c", ROOT_ELSEWHERE, str(root)),
+        *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
+        *("--volatile=overlay", "--link-journal=no", "--machine=adaptive-kv-test"),
+        *(f"--directory={root}", f"--bind={out}:/opt/out"),
+        *(f"--bind-ro={source}:{target}" for source, target in binds.items()),
+        *("--boot", "systemd.unit=inside.service", "systemd.show_status=0"),
+    ]
+    return _on_terminal(command, patience_s + 60)
+
+
+def _on_terminal(command: list[str], patience_s: float) -> str:
+    """Without a terminal the machine's console says nothing."""
+    ours, theirs = pty.openpty()
+    shown: list[bytes] = []
+
+    def read() -> None:
+        try:
+            while text := os.read(ours, 65536):
+                shown.append(text)
+        except OSError:
+            return  # the last one has closed the terminal
+
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            process.wait(patience_s)
+        finally:
+            process.kill()
+            reader.join()
+            os.close(ours)
+    return b"".join(shown).decode(errors="replace")
+
+
+def torch_of_the_box(folder: Path) -> dict[Path, str]:
+    """What is bound where, for torch and what it needs to be this box's own."""
+    stage = folder / "dist-packages"
+    stage.mkdir()
+    found = {stage: DIST_PACKAGES}
+    for name in _needed_by("torch"):
+        for path in _tops(name):
+            place = stage / path.name
+            place.mkdir() if path.is_dir() else place.touch()
+            found[path] = f"{DIST_PACKAGES}/{path.name}"
+    return found
+
+
+def _needed_by(name: str) -> set[str]:
+    found, new = set[str](), {name}
+    while new:
+        found |= new
+        texts = [text for one in new for text in importlib.metadata.requires(one) or []]
+        asked = map(Requirement, texts)
+        new = {ask.name for ask in asked if ask.marker is None or ask.marker.evaluate()} - found
+    return found
+
+
+def _tops(name: str) -> set[Path]:
+    """The folders and files of an installed distribution, as they lie among the others."""
+    distribution = importlib.metadata.distribution(name)
+    files = distribution.files or []
+    tops = {file.parts[0] for file in files if file.parts[0] != ".."}
+    return {Path(str(distribution.locate_file(top))) for top in tops - {"__pycache__"}}
