@@ -7,6 +7,7 @@ wrong.
 import ctypes
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -247,6 +248,21 @@ def kill() -> dict[str, Any]:
     return {"before": before, "unit": show(), "serves": http("/readyz").status}
 
 
+def follow_the_page() -> dict[str, Any]:
+    """The commands that docs/operations.md has for reading logs and for reloading."""
+    page = Path("/opt/test/operations.md").read_text()
+    sections = [part for part in page.split("\n## ") if part.startswith(("Read", "Change"))]
+    blocks = re.findall(r"```sh\n(.*?)```", "".join(sections), re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines()]
+    done = {command: run("sh", "-c", command) for command in commands}
+    return {
+        "failed": [command for command, one in done.items() if one.returncode or one.stderr],
+        "said_nothing": [command for command, one in done.items() if "No entries" in one.stdout],
+        "num": len(commands),
+        "unit": show(),
+    }
+
+
 def stop() -> dict[str, Any]:
     """`systemctl stop` while an answer is streamed, and a new request meanwhile."""
     with stream(1000) as chunks:
@@ -368,6 +384,7 @@ STEPS = (
     reload,
     freeze,
     kill,
+    follow_the_page,
     stop,
     misconfigure,
     instances,

@@ -16,7 +16,8 @@ import pytest
 from boot.machine import boot, torch_of_the_box, why_no_boot
 from build_deb import build
 
-LOCK = Path(__file__).parents[2] / "packaging" / "requirements.lock"
+ROOT = Path(__file__).parents[2]
+LOCK, PAGE = ROOT / "packaging" / "requirements.lock", ROOT / "docs" / "operations.md"
 PATIENCE_S = 400
 
 Seen = dict[str, Any]
@@ -33,6 +34,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     command += ["--only-binary", ":all:", "--dest", str(wheels), "--requirement", str(LOCK)]
     subprocess.run(command, check=True)
     given = {wheels: "/opt/wheels", package: f"/opt/test/{package.name}"} | torch_of_the_box(out)
+    given[PAGE] = f"/opt/test/{PAGE.name}"
     console = boot(Path(__file__).with_name("inside.py"), given, out, patience_s=PATIENCE_S)
     found = out / "seen.json"
     assert found.exists(), console
@@ -75,7 +77,8 @@ def test_systemctl_shows_how_the_first_start_goes(see: See) -> None:
     tasks = [text.partition(":")[0] for text in seen["texts"]]
     shown = [task for task in dict.fromkeys(tasks) if task and not task.startswith("full")]
     assert shown[-3:] == ["checking the model", "calibrating", "measuring speed"]
-    assert any(re.fullmatch(r"calibrating: \d+ of 1938 tokens, .* left", t) for t in seen["texts"])
+    calibrating = next(text for text in seen["texts"] if text.startswith("calibrating"))
+    assert re.fullmatch(r"calibrating: \d+ of 1938 tokens(, \d+ s left)?", calibrating)
     assert re.match(r"full \(.*\), 0 running, 0 waiting", seen["unit"]["StatusText"])
 
 
@@ -142,6 +145,15 @@ def test_a_sigkill_is_survived(see: See) -> None:
     assert is_running(seen["unit"])
     assert seen["unit"]["MainPID"] != seen["before"]["MainPID"]
     assert seen["serves"] == 200
+
+
+def test_the_commands_of_the_page_for_operators_work(see: See) -> None:
+    """Nothing was refused, so that one of them finds no entry."""
+    seen = see("follow_the_page")
+    assert seen["num"] >= 6
+    assert seen["failed"] == []
+    assert [line for line in seen["said_nothing"] if "reload_refused" not in line] == []
+    assert is_running(seen["unit"])
 
 
 def test_a_stop_finishes_what_runs_and_takes_nothing_new(see: See) -> None:
