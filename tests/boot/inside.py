@@ -1,33 +1,38 @@
 """What the test does as root on the booted box, and what it sees: /opt/out/seen.json.
 
-Standard library alone. Every step is recorded as it ends, so that the last one shows where it went
-wrong.
+Every step is recorded as it ends, so that the last one shows where it went wrong.
 """
 
-import ctypes
 import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 import traceback
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from boot.box import (
+    ASK,
+    TOKEN,
+    UNIT,
+    answers,
+    http,
+    is_up,
+    journal,
+    run,
+    show,
+    stream,
+    there,
+    until,
+)
+from boot.freezing import Freezer, busiest_thread
+
 OUT, ETC = Path("/opt/out"), Path("/etc/adaptive-kv")
-URL = "http://127.0.0.1:8787"
-TOKEN, PASSWORD = "letmein", "hush"
+PASSWORD = "hush"
 PYTHON = "/usr/lib/adaptive-kv/venv/bin/python"
-UNIT = "adaptive-kv.service"
-PTRACE_CONT, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 7, 0x4206, 0x4207, 0x40000000
-ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True, "stream": True}
 MOSQUITTO = "listener 1883 127.0.0.1\npassword_file /run/passwd\nallow_anonymous false\nuser root\n"
 DROP_IN = """\
 [Service]
@@ -64,68 +69,6 @@ structlog.get_logger().info("large", text="x" * 10**6)
 """
 
 
-def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    sys.stdout.write(f"{command} {done.returncode}\n{done.stdout}{done.stderr}\n")
-    return done
-
-
-def show(unit: str = UNIT) -> dict[str, str]:
-    """What systemd says of a unit."""
-    keys = "ActiveState,SubState,MainPID,NRestarts,Result,ExecMainStatus,StatusText"
-    done = subprocess.run(
-        ["systemctl", "show", unit, "-p", keys], capture_output=True, text=True, check=True
-    )
-    return dict(line.split("=", 1) for line in done.stdout.splitlines())
-
-
-def journal(*matches: str) -> list[dict[str, Any]]:
-    """Entries of the journal, as `journalctl` finds them."""
-    subprocess.run(["journalctl", "--sync"], check=True)
-    command = ["journalctl", "-o", "json", "--all", *matches]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def until(claim: Callable[[], Any], within_s: float = 90.0) -> Any:
-    end_s = time.monotonic() + within_s
-    while time.monotonic() < end_s:
-        if found := claim():
-            return found
-        time.sleep(0.1)
-    raise TimeoutError(claim)
-
-
-def http(
-    path: str, body: Any = None, *, method: str | None = None, url: str = URL, token: str = TOKEN
-) -> Any:
-    """A response, whatever its status."""
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, headers, method=method)
-    try:
-        return urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        return error
-
-
-@contextmanager
-def stream(max_tokens: int, **parameters: Any) -> Iterator[Iterator[dict[str, Any]]]:
-    """The chunks of an answer."""
-    with http("/v1/completions", ASK | {"max_tokens": max_tokens} | parameters) as response:
-        lines = (line.decode().removeprefix("data: ") for line in response)
-        yield (json.loads(line) for line in lines if line.startswith("{"))
-
-
-def is_up(pid: str = "0") -> dict[str, str] | None:
-    """How it is shown, once it runs as another process than `pid`."""
-    now = show()
-    return now if now["ActiveState"] == "active" and now["MainPID"] != pid else None
-
-
-# What is done, in this order
-
-
 def install() -> dict[str, Any]:
     """The Debian package, on a box with torch whose packages lie in a folder."""
     Path("/usr/sbin/policy-rc.d").unlink(missing_ok=True)
@@ -139,7 +82,7 @@ def install() -> dict[str, Any]:
     looking = threading.Thread(target=look)
     looking.start()
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/opt/wheels", "PIP_CONFIG_FILE": "/dev/null"}
-    (package,) = Path("/opt/test").glob("*.deb")
+    (package,) = Path("/opt/given").glob("*.deb")
     done = run("dpkg", "--install", str(package), env=os.environ | pip)
     is_done.set()
     looking.join()
@@ -218,20 +161,15 @@ def freeze() -> dict[str, Any]:
     time.sleep(5)
     before = show()
     pid = before["MainPID"]
-    thread = busiest_thread(pid)
-    ptrace(PTRACE_SEIZE, thread)
-    answered = False
-    while not answered:  # else it was stopped while it held the interpreter
-        stop_thread(thread)
-        answered = answers("/healthz")
-        if not answered:
-            go_on(thread)
-    state = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    os.waitpid(thread, WALL)  # until it is dead
+    worker = Freezer(busiest_thread(pid))
+    worker.stop()
+    while not (answered := answers("/healthz")):  # it was stopped while it held the interpreter
+        worker.go_on()
+        worker.stop()
+    worker.wait_for_the_end()
     until(lambda: is_up(pid))
     return {
         "before": before,
-        "state": state,
         "answered": answered,
         "unit": show(),
         "manager": [entry["MESSAGE"] for entry in journal("UNIT=" + UNIT)],
@@ -250,7 +188,7 @@ def kill() -> dict[str, Any]:
 
 def follow_the_page() -> dict[str, Any]:
     """The commands that docs/operations.md has for reading logs and for reloading."""
-    page = Path("/opt/test/operations.md").read_text()
+    page = Path("/opt/given/operations.md").read_text()
     sections = [part for part in page.split("\n## ") if part.startswith(("Read", "Change"))]
     blocks = re.findall(r"```sh\n(.*?)```", "".join(sections), re.DOTALL)
     commands = [line for block in blocks for line in block.splitlines()]
@@ -323,57 +261,6 @@ def remove() -> dict[str, Any]:
         "purged": purged.returncode,
         "still_there": there(*folders),
     }
-
-
-def there(*paths: str) -> list[str]:
-    return [path for path in paths if Path("/", path).exists()]
-
-
-# Stopping one thread
-
-
-def busiest_thread(pid: str) -> int:
-    """The worker's: the one that computes while an answer is made, and is not the first."""
-    before = cpu_times(pid)
-    with stream(200) as chunks:
-        for _ in chunks:
-            pass
-    after = cpu_times(pid)
-    del after[int(pid)]
-    spent = {thread: after[thread] - before.get(thread, 0) for thread in after}
-    return max(spent, key=lambda thread: spent[thread])
-
-
-def cpu_times(pid: str) -> dict[int, int]:
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        fields = (task / "stat").read_text().rsplit(")", 1)[1].split()
-        found[int(task.name)] = int(fields[11]) + int(fields[12])
-    return found
-
-
-def ptrace(request: int, thread: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-    if libc.ptrace(request, thread, None, None) == -1:
-        raise OSError(ctypes.get_errno(), f"ptrace {request:#x} {thread}")
-
-
-def stop_thread(thread: int) -> None:
-    ptrace(PTRACE_INTERRUPT, thread)
-    os.waitpid(thread, WALL)
-
-
-def go_on(thread: int) -> None:
-    ptrace(PTRACE_CONT, thread)
-    time.sleep(0.2)
-
-
-def answers(path: str) -> bool:
-    try:
-        return bool(urllib.request.urlopen(URL + path, timeout=0.5).status == 200)
-    except OSError:
-        return False
 
 
 STEPS = (

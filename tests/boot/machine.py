@@ -23,12 +23,14 @@ After=basic.target dbus.service
 Wants=dbus.socket
 [Service]
 Type=oneshot
-ExecStart=/bin/sh -c "/usr/bin/python3 /opt/test/inside.py >/opt/out/log 2>&1; systemctl exit 0"
+Environment=PYTHONPATH=/opt/tests PYTHONDONTWRITEBYTECODE=1
+ExecStart=/bin/sh -c "/usr/bin/python3 -m {script} >/opt/out/log 2>&1; systemctl exit 0"
 TimeoutStartSec={patience_s}
 FailureAction=exit
 """
 ROOT_ELSEWHERE = 'mount --bind / "$0" && exec "$@"'
 """nspawn takes no `/`. Nobody but itself sees the mount, so that nobody can delete through it."""
+TESTS = Path(__file__).parents[1]
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 DIST_PACKAGES = f"/usr/local/lib/{PYTHON}/dist-packages"
 
@@ -45,16 +47,16 @@ def why_no_boot() -> str | None:
     return None
 
 
-def boot(script: Path, given: Mapping[Path, str], out: Path, *, patience_s: int) -> str:
-    """Run `script` as root once it is up, and return what the console showed.
+def boot(script: str, given: Mapping[Path, str], out: Path, *, patience_s: int) -> str:
+    """Run `script`, a module of these tests, as root once it is up; what its console showed.
 
     `given` are files and folders with the place where they are found; `out` is /opt/out.
     """
     unit = out / "inside.service"
-    unit.write_text(UNIT.format(patience_s=patience_s))
+    unit.write_text(UNIT.format(script=script, patience_s=patience_s))
     root = out / "root"
     root.mkdir()
-    binds = {script: "/opt/test/inside.py", unit: "/etc/systemd/system/inside.service", **given}
+    binds = {TESTS: "/opt/tests", unit: "/etc/systemd/system/inside.service", **given}
     command = [
         *("unshare", "--mount", "sh", "-c", ROOT_ELSEWHERE, str(root)),
         *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
