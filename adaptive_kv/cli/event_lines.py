@@ -56,7 +56,14 @@ def _log_since(events: EventLog, seq: int, document: Callable[[Recorded], str]) 
     if num_dropped:
         _log.warning("events_not_logged", num=num_dropped)
     for record in records:
-        told = json.loads(document(record))
-        values = {key: told[key] for key in told if key not in _SAID_OTHERWISE}
-        _log.log(_LEVELS.get(type(record.event), logging.INFO), record.event.type, **values)
+        try:
+            _log_one(record, document)
+        except Exception:  # noqa: BLE001 - a line that is lost must not end the service
+            _log.exception("event_not_logged", type=record.event.type)
     return seq + num_dropped + len(records)
+
+
+def _log_one(record: Recorded, document: Callable[[Recorded], str]) -> None:
+    told = json.loads(document(record))
+    values = {key: told[key] for key in told if key not in _SAID_OTHERWISE}
+    _log.log(_LEVELS.get(type(record.event), logging.INFO), record.event.type, **values)

@@ -21,18 +21,15 @@ _log = structlog.get_logger(__name__)
 
 
 @contextmanager
-def shown_progress(*, in_log: bool = True) -> Iterator[Tell]:
-    """Show what is told meanwhile; any thread may tell.
-
-    `in_log` is whether the log gets lines where standard error is no terminal.
-    """
+def shown_progress() -> Iterator[Tell]:
+    """Show what is told meanwhile; any thread may tell."""
     lock = threading.Lock()
     pace = Pace()
     with ExitStack() as shown:
         shows: list[Callable[[Progress, float | None], None]] = []
         if sys.stderr.isatty():
             shows.append(shown.enter_context(_on_terminal()))
-        elif in_log:
+        else:
             shows.append(_InLog())
         if is_supervised():
             shows.append(_ToSystemd())

@@ -5,15 +5,14 @@ Nothing outside the folder that is handed over changes. It has no network but a 
 
 import importlib.metadata
 import os
-import pty
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from terminal import Terminal
 
 UNIT = """\
 [Unit]
@@ -65,32 +64,10 @@ def boot(script: str, given: Mapping[Path, str], out: Path, *, patience_s: int) 
         *(f"--bind-ro={source}:{target}" for source, target in binds.items()),
         *("--boot", "systemd.unit=inside.service", "systemd.show_status=0"),
     ]
-    return _on_terminal(command, patience_s + 60)
-
-
-def _on_terminal(command: list[str], patience_s: float) -> str:
-    """Without a terminal the machine's console says nothing."""
-    ours, theirs = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while text := os.read(ours, 65536):
-                shown.append(text)
-        except OSError:
-            return  # the last one has closed the terminal
-
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        reader = threading.Thread(target=read)
-        reader.start()
-        try:
-            process.wait(patience_s)
-        finally:
-            process.kill()
-            reader.join()
-            os.close(ours)
-    return b"".join(shown).decode(errors="replace")
+    with Terminal() as console:  # without one nothing is ever shown
+        end, limit_s = console.end, patience_s + 60
+        subprocess.run(command, stdin=end, stdout=end, stderr=end, timeout=limit_s, check=False)
+    return console.text
 
 
 def torch_of_the_box(folder: Path) -> dict[Path, str]:

@@ -81,6 +81,25 @@ async def test_what_the_log_of_events_let_go_is_counted(out: io.StringIO) -> Non
     assert [line["running"] for line in rest] == [3, 4]
 
 
+async def test_an_event_that_cannot_be_told_is_told_of_and_the_next_one_is(
+    out: io.StringIO,
+) -> None:
+    events = EventLog()
+    for running in (1, 2):
+        events.append(Drain(running=running))
+
+    def choosy(record: Recorded) -> str:
+        if record.seq == 1:
+            raise ValueError("not this one")
+        return document(record)
+
+    task = asyncio.create_task(log_events(events, choosy))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert [line["event"] for line in lines(out)] == ["event_not_logged", "drain"]
+
+
 def test_a_switch_is_a_line_with_its_reason_and_no_prompt_is_ever_logged(tmp_path: Path) -> None:
     """Whether a prompt is answered, streamed, refused or broken off, and with every line shown."""
     (tmp_path / "mine.toml").write_text('[log]\nlevel = "debug"\n')

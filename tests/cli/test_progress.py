@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import pty
 import subprocess
 import threading
 import time
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 from cli.command import COMMAND, clean_environment
 from structlog.testing import capture_logs
+from terminal import Terminal
 
 from adaptive_kv.cli.progress import Pace, describe, shown_progress
 from adaptive_kv.engine.loading import embedded_model
@@ -79,29 +78,19 @@ def test_what_takes_long_is_a_line_of_the_log_now_and_then(monkeypatch: pytest.M
 
 def on_terminal(command: list[str], home: Path) -> tuple[str, str]:
     """What a command writes to a pipe on its standard output, and to a terminal on the other."""
-    ours, theirs = pty.openpty()
-    shown: list[bytes] = []
-
-    def read() -> None:
-        try:
-            while text := os.read(ours, 65536):
-                shown.append(text)
-        except OSError:
-            return  # the command has ended
-
     environment = clean_environment(home, {"XDG_CACHE_HOME": str(home / "cache"), "TERM": "xterm"})
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=theirs, text=True, env=environment, cwd=home
-    ) as process:
-        os.close(theirs)
-        reader = threading.Thread(target=read)
-        reader.start()
-        assert process.stdout is not None
-        answer = process.stdout.read()
-        reader.join()
-    os.close(ours)
-    assert process.returncode == 0, shown
-    return answer, b"".join(shown).decode()
+    with Terminal() as terminal:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=terminal.end,
+            text=True,
+            check=False,
+            env=environment,
+            cwd=home,
+        )
+    assert done.returncode == 0, terminal.text
+    return done.stdout, terminal.text
 
 
 def test_a_terminal_shows_the_tasks_of_a_start_and_then_the_answer_alone(tmp_path: Path) -> None:
