@@ -41,6 +41,8 @@ def why_no_boot() -> str | None:
     for tool in ("systemd-nspawn", "unshare", "dbus-daemon", "dpkg", "mosquitto"):
         if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
             return f"{tool} is not installed"
+    if subprocess.run(["unshare", "--mount", "true"], check=False).returncode:
+        return "this process may not mount anything"
     if Path("/usr/bin/python3").resolve().name != PYTHON:
         return f"torch here is built for {PYTHON}, which is not the distribution's python3"
     return None
@@ -59,7 +61,7 @@ def boot(script: str, given: Mapping[Path, str], out: Path, *, patience_s: int) 
     command = [
         *("unshare", "--mount", "sh", "-c", ROOT_ELSEWHERE, str(root)),
         *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network"),
-        *("--volatile=overlay", "--link-journal=no", "--machine=adaptive-kv-test"),
+        *("--volatile=overlay", "--link-journal=no", f"--machine=adaptive-kv-{os.getpid()}"),
         *(f"--directory={root}", f"--bind={out}:/opt/out"),
         *(f"--bind-ro={source}:{target}" for source, target in binds.items()),
         *("--boot", "systemd.unit=inside.service", "systemd.show_status=0"),
