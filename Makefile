@@ -4,11 +4,12 @@
 #   make serve       the service on the embedded model, in the foreground
 #   make test        every test           make lint   every static check
 #   make bench       measure              make gpu-check   the tests that need a CUDA device
+#   make deb         a Debian package     make lock        newer packages for it, by their hashes
 #
 # ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint bench gpu-check tools clean
+.PHONY: help demo serve test lint bench gpu-check deb lock tools clean
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -49,6 +50,13 @@ gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
+deb: $(VENV)/.installed-test
+	@$(BIN)/python tools/build_deb.py dist
+	@! command -v lintian >/dev/null || lintian --fail-on error,warning dist/*.deb
+
+lock: $(VENV)/.installed-test
+	@$(BIN)/python tools/make_lock.py
+
 clean:
 	@rm -rf $(VENV) build dist demo-report.html
 
@@ -73,12 +81,15 @@ $(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
 	@$(PIP) --quiet -e '.[demo,test]' >&2
 	@touch $@ $(VENV)/.installed
 
-# The tests talk to a real broker and build a driver of their own. Without the right to install
-# what these need, they say that it is absent.
+# The tests talk to a real broker, build a driver of their own and boot a systemd with what a box
+# has. Without the right to install what these need, they say that it is absent.
 tools:
 	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; wanted=; \
 	command -v mosquitto >/dev/null || wanted="$$wanted mosquitto"; \
 	command -v cc >/dev/null || command -v gcc >/dev/null || wanted="$$wanted gcc libc6-dev"; \
+	command -v systemd-nspawn >/dev/null || wanted="$$wanted systemd systemd-container"; \
+	command -v dbus-daemon >/dev/null || wanted="$$wanted dbus"; \
+	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null || wanted="$$wanted python3-venv"; \
 	test -n "$$wanted" || exit 0; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
 		echo "make: cannot install$$wanted from here; please do" >&2; exit 0; \

@@ -109,7 +109,7 @@ def _credentials(directory: str | None) -> Iterator[PydanticBaseSettingsSource]:
     if directory is None:
         return
     try:
-        yield NestedSecretsSettingsSource(
+        source = NestedSecretsSettingsSource(
             InitSettingsSource(Settings, {}),
             secrets_dir=directory,
             secrets_dir_missing="error",
@@ -117,6 +117,9 @@ def _credentials(directory: str | None) -> Iterator[PydanticBaseSettingsSource]:
         )
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the credentials in {directory}: {error}") from error
+    # A unit can give a credential that need not be there a blank default, but not leave it out.
+    source.env_vars = {name: value for name, value in source.env_vars.items() if value}
+    yield source
 
 
 def _file(given: Path | None, default: Path) -> Iterator[PydanticBaseSettingsSource]:

@@ -10,6 +10,7 @@ from typing import TextIO
 import structlog
 from structlog.typing import Processor
 
+from adaptive_kv.journal import JournalHandler, is_journal
 from adaptive_kv.settings import LogSettings
 
 _LIBRARIES = ("aiomqtt", "asyncio", "httpcore", "httpx", "mqtt", "numba", "transformers", "uvicorn")
@@ -18,14 +19,15 @@ _LIBRARIES = ("aiomqtt", "asyncio", "httpcore", "httpx", "mqtt", "numba", "trans
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send all log records of this process to `stream` (standard error), in one format.
 
+    Where that is systemd's journal, and the format is `auto`, they become entries with fields.
     Replaces the handlers of the root logger and sends warnings there too. May be called again.
     """
-    out = sys.stderr if stream is None else stream
-    is_console = settings.format == "console" or (settings.format == "auto" and out.isatty())
-    handler = logging.StreamHandler(out)
-    handler.setFormatter(_formatter(is_console, out.isatty()))
+    handler = _handler(settings, stream)
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     root = logging.getLogger()
+    for before in root.handlers:
+        if isinstance(before, JournalHandler):
+            before.close()
     root.handlers[:] = [handler]
     root.setLevel(level)
     for library in _LIBRARIES:
@@ -42,8 +44,8 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     )
 
 
-def adopt_transformers(*, progress: bool) -> None:
-    """Take away the handler that transformers gives itself; its bars show only with `progress`.
+def adopt_transformers() -> None:
+    """Take away the handler that transformers gives itself, and its bars.
 
     Imports transformers, so that it is called only where a model is loaded.
     """
@@ -53,8 +55,30 @@ def adopt_transformers(*, progress: bool) -> None:
     library.disable_default_handler()
     library.enable_propagation()
     library.set_verbosity(max(level, logging.WARNING))
-    if not progress:
-        library.disable_progress_bar()  # type: ignore[no-untyped-call]
+    library.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is at the time: a live display takes its place for a while."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
+def _handler(settings: LogSettings, stream: TextIO | None) -> logging.Handler:
+    out = sys.stderr if stream is None else stream
+    is_terminal = out.isatty()
+    is_console = settings.format == "console" or (settings.format == "auto" and is_terminal)
+    if settings.format == "auto" and stream is None and is_journal(sys.stderr):
+        handler: logging.Handler = JournalHandler()
+    else:
+        handler = _StandardError() if stream is None else logging.StreamHandler(stream)
+    handler.setFormatter(_formatter(is_console, is_terminal))
+    return handler
 
 
 def _shared() -> list[Processor]:

@@ -258,7 +258,7 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
-    """auto is console on a terminal, JSON otherwise."""
+    """auto is console on a terminal, entries with fields in systemd's journal, JSON otherwise."""
 
 
 class Settings(BaseSettings):

@@ -140,6 +140,21 @@ def test_unknown_credentials_are_named(
     assert "hush" not in text
 
 
+def test_a_blank_credential_is_none(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a unit gives it where its file is absent."""
+    secrets = tmp_path / "credentials"
+    secrets.mkdir()
+    (secrets / "server__token").write_text("\n")
+    (secrets / "mqtt__password").write_text("")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(secrets))
+    assert load(toml).server.token is None
+    settings = load(toml, '[mqtt]\npassword = "hush"\n')
+    assert settings.mqtt.password is not None
+    assert settings.mqtt.password.get_secret_value() == "hush"
+
+
 def test_credentials_of_others_and_of_a_missing_directory(
     toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

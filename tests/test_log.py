@@ -133,7 +133,7 @@ def test_transformers_gives_up_its_own_handler() -> None:
         "from adaptive_kv.log import adopt_transformers, configure_logging\n"
         "from adaptive_kv.settings import LogSettings\n"
         "configure_logging(LogSettings())\n"
-        "adopt_transformers(progress=False)\n"
+        "adopt_transformers()\n"
         "logging.getLogger('transformers.modeling').warning('slow path')\n"
     )
     done = subprocess.run(

@@ -5,6 +5,7 @@ import sys
 from contextlib import aclosing
 from dataclasses import replace
 
+from adaptive_kv.cli.progress import shown_progress
 from adaptive_kv.config import Settings
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.mailbox import Delta, Request, SamplingParams, Usage
@@ -29,7 +30,8 @@ def answer(
     Raises `RequestError` where the prompt cannot be served, `ConfigError`, `ModelError` or
     `PolicyError` where the engine cannot start.
     """
-    engine = start_engine(settings, EventLog(), measures_speed=False)
+    with shown_progress() as tell:
+        engine = start_engine(settings, EventLog(), tell, measures_speed=False)
     try:
         request = _request(engine, prompt, sampling, as_chat=as_chat)
         return _summary(asyncio.run(_stream(engine, request, pinned)))

@@ -43,7 +43,7 @@ def calibrate(
     )
     settings = load_settings(config, flags)
     configure_logging(settings.log.model_copy(update={"level": "warning"}))
-    adopt_transformers(progress=False)
+    adopt_transformers()
     name, state = _calibrated(settings, is_forced=force)
     if as_json:
         typer.echo(state.to_json())
@@ -56,15 +56,14 @@ def calibrate(
 
 
 def _calibrated(settings: "Settings", *, is_forced: bool) -> tuple[str, "CalibrationState"]:
-    from rich.console import Console
-
+    from adaptive_kv.cli.progress import shown_progress
     from adaptive_kv.documents import calibration_state
     from adaptive_kv.engine.calibrating import calibrated
     from adaptive_kv.engine.loading import load_model
 
-    loaded = load_model(settings.model)
-    with Console(stderr=True).status(f"calibrating {loaded.name}"):
-        found = calibrated(settings, loaded, is_forced=is_forced)
+    with shown_progress() as tell:
+        loaded = load_model(settings.model, tell)
+        found = calibrated(settings, loaded, tell, is_forced=is_forced)
     if found is None:
         raise AdaptiveKVError(
             f"{loaded.name} cannot be calibrated: it has no packed format, or too little context "

@@ -44,7 +44,7 @@ def generate(
     flags["log"] = {"level": None if verbose else "error"}
     settings = load_settings(config, flags)
     configure_logging(settings.log)
-    adopt_transformers(progress=verbose)
+    adopt_transformers()
 
     from adaptive_kv.cli.answer import answer
     from adaptive_kv.engine.mailbox import SamplingParams

@@ -19,6 +19,10 @@ EXIT_FAILURE = 1
 EXIT_CONFIG = 78
 """EX_CONFIG: trying again changes nothing; the systemd unit does not restart on it."""
 _EXIT_USAGE = 2
+_NO_TORCH = (
+    f"torch is not installed; install the build that fits this box: {sys.executable} -m pip "
+    "install torch, with the index that pytorch.org or the maker of the box names"
+)
 
 app = typer.Typer(
     name="adaptive-kv",
@@ -62,6 +66,10 @@ def main() -> None:
         _fail(error, EXIT_CONFIG)
     except AdaptiveKVError as error:
         _fail(error, EXIT_FAILURE)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        _fail(ConfigError(_NO_TORCH), EXIT_CONFIG)
     except SystemExit as end:
         # A flag that does not exist is bad configuration like a key that does not exist.
         sys.exit(EXIT_CONFIG if end.code == _EXIT_USAGE else end.code)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import structlog
 from pydantic import ValidationError
 
+from adaptive_kv.cli.hangups import Hangups
 from adaptive_kv.cli.notify import notify
 from adaptive_kv.config import Settings
 from adaptive_kv.engine.mailbox import Reconfigure
@@ -108,8 +109,8 @@ class Reloader:
         return ladder
 
 
-def reload_on_hangup(reloader: Reloader) -> None:
-    """Reload at every SIGHUP for as long as the running loop exists.
+def reload_on_hangup(reloader: Reloader, before: Hangups) -> None:
+    """Reload at every SIGHUP for as long as the running loop exists, and if one came before.
 
     Those that come while it reloads are one more. It has a thread of its own, which nobody who ends
     waits for: a policy may take long to load.
@@ -127,6 +128,8 @@ def reload_on_hangup(reloader: Reloader) -> None:
                 _log.exception("reload_failed")
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told.set)
+    if before.came:
+        told.set()
     threading.Thread(target=reload, name="reload", daemon=True).start()
 
 

@@ -1,11 +1,13 @@
 """`adaptive-kv serve`."""
 
+import faulthandler
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from adaptive_kv.cli import options
+from adaptive_kv.cli.hangups import Hangups
 
 
 def serve(
@@ -28,6 +30,8 @@ def serve(
 
     Example: `adaptive-kv serve --model ./Qwen3-0.6B --memory-budget 4GiB`
     """
+    hangups = Hangups()
+    faulthandler.enable()  # what every thread did when the watchdog of systemd has us killed
     from adaptive_kv.config import load_settings
     from adaptive_kv.log import adopt_transformers, configure_logging
 
@@ -45,8 +49,8 @@ def serve(
     load = partial(load_settings, config, flags)
     settings = load()
     configure_logging(settings.log)
-    adopt_transformers(progress=False)
+    adopt_transformers()
 
     from adaptive_kv.cli.service import run_service
 
-    raise typer.Exit(0 if run_service(settings, pinned, load) else 1)
+    raise typer.Exit(0 if run_service(settings, pinned, load, hangups) else 1)

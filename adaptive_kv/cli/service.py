@@ -13,8 +13,12 @@ from contextlib import contextmanager, suppress
 import structlog
 import torch
 
-from adaptive_kv.cli.notify import notify
+from adaptive_kv.cli.event_lines import log_events
+from adaptive_kv.cli.hangups import Hangups
+from adaptive_kv.cli.notify import notify, notify_news
+from adaptive_kv.cli.progress import shown_progress
 from adaptive_kv.cli.reloading import Reloaded, Reloader, reload_on_hangup
+from adaptive_kv.cli.supervision import supervise
 from adaptive_kv.config import Settings
 from adaptive_kv.documents import (
     DocumentMaker,
@@ -37,21 +41,26 @@ from adaptive_kv.server.service import Documents
 _POLL_S = 0.05
 _CLOSE_S = 3.0
 """For connections to close once all requests have ended."""
+_STOP_S = 30.0
+"""For everything after the drain, so that systemd does not lose patience before we do."""
 _GONE = Refusal("the service is stopping", 503, "server_error", code="stopping", retry_after_s=5.0)
 _log = structlog.get_logger(__name__)
 
 
-def run_service(settings: Settings, pinned: CacheMode | None, load: Callable[[], Settings]) -> bool:
+def run_service(
+    settings: Settings, pinned: CacheMode | None, load: Callable[[], Settings], hangups: Hangups
+) -> bool:
     """Serve until SIGTERM or SIGINT, then drain. False when the worker died by itself.
 
-    `load` loads the settings anew, at SIGHUP.
+    `load` loads the settings anew, at SIGHUP; `hangups` has noted one that came early.
 
     Raises `ConfigError`, `ModelError` or `PolicyError` where the service cannot start.
     """
     events = EventLog()
-    engine = start_engine(settings, events)
+    with shown_progress() as tell:
+        engine = start_engine(settings, events, tell)
     try:
-        return asyncio.run(_serve(_Service(engine, events, settings, load), pinned))
+        return asyncio.run(_serve(_Service(engine, events, settings, load, hangups), pinned))
     finally:
         engine.stop()
 
@@ -60,12 +69,18 @@ class _Service:
     """The parts that speak to the outside, beside one engine."""
 
     def __init__(
-        self, engine: Engine, events: EventLog, settings: Settings, load: Callable[[], Settings]
+        self,
+        engine: Engine,
+        events: EventLog,
+        settings: Settings,
+        load: Callable[[], Settings],
+        hangups: Hangups,
     ) -> None:
         server = settings.server
         self.engine = engine
         self.events = events
         self.settings = settings
+        self.hangups = hangups
         self.client = EngineClient(
             engine.mailbox, max_in_flight=server.max_running + server.max_waiting, events=events
         )
@@ -87,6 +102,10 @@ class _Service:
         is_failed = self.engine.mailbox.status.health is Health.FAILED
         return self.engine.thread.is_alive() and not is_failed
 
+    async def log_events(self) -> None:
+        """Until cancelled."""
+        await log_events(self.events, lambda record: self.documents.event(record).to_json())
+
     async def http(self) -> None:
         """Answer requests until `closing`."""
         app = make_app(
@@ -100,7 +119,12 @@ class _Service:
             ),
             settings=self.settings.server,
         )
-        await serve_http(app, self.settings.server, stop=self.closing, on_listening=_tell_listening)
+        await serve_http(app, self.settings.server, stop=self.closing, on_listening=self._listens)
+
+    def _listens(self, url: str) -> None:
+        _log.info("listening", url=url)
+        notify("READY=1")
+        reload_on_hangup(self.reloader, self.hangups)  # not before: a reload ends with READY=1
 
     def _tell_reloaded(self, reloaded: Reloaded) -> None:
         if "cache.ladder" in reloaded.changed:
@@ -130,17 +154,20 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
     try:
         async with asyncio.TaskGroup() as tasks:
             with _signals() as told:
+                lines = tasks.create_task(service.log_events(), name="event-lines")
                 mqtt = tasks.create_task(service.publisher.run(), name="mqtt")
                 await _first_step(service, told)
-                reload_on_hangup(service.reloader)
+                status = tasks.create_task(supervise(lambda: service.client.status), name="systemd")
                 http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
+                drain_s = service.settings.server.drain_timeout_s * is_well
                 notify("STOPPING=1")
-                await _drain(service.client, service.settings.server.drain_timeout_s * is_well)
+                notify_news(f"EXTEND_TIMEOUT_USEC={int((drain_s + _STOP_S) * 10**6)}")
+                await _drain(service.client, drain_s)
                 service.closing.set()
                 await asyncio.wait([http], timeout=_CLOSE_S)
-                http.cancel()
-                mqtt.cancel()
+                for task in (http, mqtt, lines, status):
+                    task.cancel()
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return is_well
@@ -172,11 +199,6 @@ async def _drain(client: EngineClient, timeout_s: float) -> None:
             while client.num_in_flight or client.status.health is not Health.DRAINING:
                 await asyncio.sleep(_POLL_S)
     client.fail_all(_GONE)
-
-
-def _tell_listening(url: str) -> None:
-    _log.info("listening", url=url)
-    notify("READY=1")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.start import make_keep, make_start_budget
 from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.policy import CacheMode
+from adaptive_kv.progress import Tell, untold
 
 _log = structlog.get_logger(__name__)
 
@@ -26,18 +27,20 @@ def built_in_text() -> str:
     return file.read_text("utf-8")
 
 
-def calibrated_at_load(settings: Settings, loaded: LoadedModel) -> Calibration | None:
+def calibrated_at_load(
+    settings: Settings, loaded: LoadedModel, tell: Tell = untold
+) -> Calibration | None:
     """As `calibrated`, told in the log; None where no rung of the ladder is packed."""
     if not any(mode.page_format in LOSSY_FORMATS for mode in settings.cache.ladder):
         return None
-    found = calibrated(settings, loaded)
+    found = calibrated(settings, loaded, tell)
     if found is not None:
         _tell(found, settings.cache.max_kl)
     return found
 
 
 def calibrated(
-    settings: Settings, loaded: LoadedModel, *, is_forced: bool = False
+    settings: Settings, loaded: LoadedModel, tell: Tell = untold, *, is_forced: bool = False
 ) -> Calibration | None:
     """What is known of a loaded model, or what is measured and kept now; `is_forced` measures.
 
@@ -50,7 +53,7 @@ def calibrated(
     key = _key(settings, model)
     found = None if key is None or is_forced else record.load(key)
     if found is None:
-        found = _measure(settings, loaded, key)
+        found = _measure(settings, loaded, key, tell)
     if found is None:
         _log.warning("not_calibrated", model=loaded.name, why="too little memory or context")
     return found
@@ -66,7 +69,9 @@ def _formats(model: Model) -> tuple[str, ...]:
     return tuple(name for name in LOSSY_FORMATS if permits(model.model_type, CacheMode(name)))
 
 
-def _measure(settings: Settings, loaded: LoadedModel, key: str | None) -> Calibration | None:
+def _measure(
+    settings: Settings, loaded: LoadedModel, key: str | None, tell: Tell
+) -> Calibration | None:
     model = loaded.model
     _log.info("calibrating", model=loaded.name, formats=_formats(model))
     ids = PromptEncoder(loaded.tokenizer).encode_text(built_in_text())
@@ -77,6 +82,7 @@ def _measure(settings: Settings, loaded: LoadedModel, key: str | None) -> Calibr
         slab_bytes=settings.cache.slab,
         budget=make_start_budget(settings, model),
         formats=_formats(model),
+        tell=tell,
     )
     if found is None or key is None:
         return found

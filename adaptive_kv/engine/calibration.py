@@ -23,6 +23,7 @@ from adaptive_kv.engine.batch import check_shortage
 from adaptive_kv.engine.losses import Calibration, FormatLoss
 from adaptive_kv.engine.model import Model
 from adaptive_kv.policy import CacheMode
+from adaptive_kv.progress import Progress, Tell, untold
 
 LOSSY_FORMATS = FORMAT_NAMES[1:]
 MAX_TOKENS = 2048
@@ -39,6 +40,7 @@ def calibrate(
     slab_bytes: int,
     budget: Budget,
     formats: Sequence[str] = LOSSY_FORMATS,
+    tell: Tell = untold,
 ) -> Calibration | None:
     """Run `ids` and compare; takes from `budget` what a service would, and gives it all back.
 
@@ -52,7 +54,7 @@ def calibrate(
             model.groups, keep=run.keep, slab_bytes=slab_bytes, budget=budget, device=model.device
         )
         try:
-            return run.compare(store, formats, chunk_tokens)
+            return run.compare(store, formats, chunk_tokens, tell)
         except RuntimeError as error:
             check_shortage(error)
         num_tokens, chunk_tokens = num_tokens // 2, max(_MIN_CHUNK_TOKENS, chunk_tokens // 2)
@@ -104,12 +106,15 @@ class _Run:
         return len(self._positions)
 
     @torch.inference_mode()
-    def compare(self, store: PageStore, formats: Sequence[str], chunk_tokens: int) -> Calibration:
+    def compare(
+        self, store: PageStore, formats: Sequence[str], chunk_tokens: int, tell: Tell
+    ) -> Calibration:
         """Raises `torch.OutOfMemoryError` or what an allocator says; no page is kept."""
         num_tokens = len(self._ids)
         tallies = [_Tally() for _ in ("full", *formats)]
         with _caches(store, ("full", *formats)) as caches:
             for start in range(0, num_tokens, chunk_tokens):
+                tell(Progress(task="calibrating", done=start, total=num_tokens, unit="tokens"))
                 chunk = range(start, min(start + chunk_tokens, num_tokens))
                 with store.budget.workspace(self._workspace_bytes(chunk)):
                     self._compare_chunk(chunk, caches, tallies)

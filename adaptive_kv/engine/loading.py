@@ -22,10 +22,12 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from adaptive_kv.config import ModelSettings
+from adaptive_kv.engine.bars import download_bar, weight_bars
 from adaptive_kv.engine.families import FAMILIES
 from adaptive_kv.engine.model import Model, prepare
 from adaptive_kv.engine.probe import probe
 from adaptive_kv.errors import ModelError
+from adaptive_kv.progress import Progress, Tell, untold
 
 EMBEDDED_NAME = "demo"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -48,7 +50,7 @@ def embedded_model() -> Path:
     return Path(str(resources.files("adaptive_kv") / "demo" / "model"))
 
 
-def load_model(settings: ModelSettings) -> LoadedModel:
+def load_model(settings: ModelSettings, tell: Tell = untold) -> LoadedModel:
     """Load, look at and probe a model. Raises `ModelError` where it cannot be served."""
     name, source = _name_and_source(settings)
     if settings.quantization is not None:
@@ -56,12 +58,13 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     device = find_device(name, settings.device)
     with _refusing(name):
         config = _load_config(name, source, settings.revision)
-        module = _load_weights(name, source, settings, config, device)
+        module = _load_weights(name, source, settings, config, device, tell)
     with _refusing(name, "its tokenizer cannot be used: "):
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=False
         )
     with _refusing(name):
+        tell(Progress(task="checking the model"))  # and compiling kernels, the first time
         model = prepare(module, settings.max_context)
         error = probe(model)
     _log.info("model_loaded", model=name, family=model.model_type, probe_error=error)
@@ -117,18 +120,21 @@ def _load_weights(
     settings: ModelSettings,
     config: PretrainedConfig,
     device: torch.device,
+    tell: Tell,
 ) -> PreTrainedModel:
     """Weights from safetensors only, complete, on the device."""
-    answer: Any = AutoModelForCausalLM.from_pretrained(
-        source,
-        config=config,
-        revision=settings.revision,
-        dtype=_dtype(settings.dtype, config, device),
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # they are reported, and refused below
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
+    with weight_bars(lambda: _weights_bytes(settings), tell):
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            revision=settings.revision,
+            dtype=_dtype(settings.dtype, config, device),
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are reported, and refused below
+            trust_remote_code=False,
+            output_loading_info=True,
+            tqdm_class=download_bar(tell),
+        )
     module, report = answer
     for fault in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := report.get(fault):
@@ -137,6 +143,12 @@ def _load_weights(
     assert isinstance(module, PreTrainedModel)
     moved: PreTrainedModel = module.to(device)  # type: ignore[arg-type] # a decorated `to`
     return moved
+
+
+def _weights_bytes(settings: ModelSettings) -> int:
+    """Size of the files that hold a model's weights, once they are there."""
+    folder = model_folder(settings)
+    return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) if folder else 0
 
 
 def find_device(name: str, wanted: str) -> torch.device:

@@ -36,6 +36,7 @@ from adaptive_kv.errors import ModelError
 from adaptive_kv.events import Event, EventLog
 from adaptive_kv.loader import load_policy, start_policy
 from adaptive_kv.policy import CacheMode
+from adaptive_kv.progress import Tell, untold
 from adaptive_kv.sensors.choose import make_sources
 from adaptive_kv.sensors.poller import SensorPoller
 from adaptive_kv.trace import Recorder
@@ -77,16 +78,18 @@ class Engine:
             self.recorder.close()
 
 
-def start_engine(settings: Settings, events: EventLog, *, measures_speed: bool = True) -> Engine:
+def start_engine(
+    settings: Settings, events: EventLog, tell: Tell = untold, *, measures_speed: bool = True
+) -> Engine:
     """Load everything, calibrate the model if that was not done before, and start working.
 
     Whoever asks for one answer can go without `measures_speed`, which takes a second or more: costs
     then only tell the latency of modes that were used. Raises `ModelError`, `ConfigError`,
     `PolicyError` or `SensorError` where that cannot be.
     """
-    loaded = load_model(settings.model)
-    calibration = calibrated_at_load(settings, loaded)
-    speed = _measured_speed(settings, loaded) if measures_speed else None
+    loaded = load_model(settings.model, tell)
+    calibration = calibrated_at_load(settings, loaded, tell)
+    speed = _measured_speed(settings, loaded, tell) if measures_speed else None
     engine = build_engine(settings, loaded, events, calibration=calibration, speed=speed)
     engine.sensor.start()
     engine.thread.start()
@@ -208,7 +211,7 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
     )
 
 
-def _measured_speed(settings: Settings, loaded: LoadedModel) -> Speed | None:
+def _measured_speed(settings: Settings, loaded: LoadedModel, tell: Tell) -> Speed | None:
     """Also has the kernels compiled before the first request comes."""
     started_s = time.monotonic()
     speed = measure_speed(
@@ -216,6 +219,7 @@ def _measured_speed(settings: Settings, loaded: LoadedModel) -> Speed | None:
         keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
         budget=make_start_budget(settings, loaded.model),
+        tell=tell,
     )
     _log.info(
         "speed_measured",

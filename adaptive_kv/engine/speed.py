@@ -21,6 +21,7 @@ from adaptive_kv.engine.batch import check_shortage
 from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.model import Model
 from adaptive_kv.policy import CacheMode
+from adaptive_kv.progress import Progress, Tell, untold
 
 _LONG, _SHORT, _LEAST = 2048, 16, 256
 _NUM_ROWS = 4
@@ -55,7 +56,9 @@ class Speed:
         return step_s + per_token_s * sum(min(length, most) for length in lengths)
 
 
-def measure_speed(model: Model, *, keep: Keep, slab_bytes: int, budget: Budget) -> Speed | None:
+def measure_speed(
+    model: Model, *, keep: Keep, slab_bytes: int, budget: Budget, tell: Tell = untold
+) -> Speed | None:
     """Time decode steps; takes from `budget` what a service would, and gives it all back.
 
     Where memory is short, shorter sequences are timed; None where even they do not fit.
@@ -66,7 +69,7 @@ def measure_speed(model: Model, *, keep: Keep, slab_bytes: int, budget: Budget) 
             model.groups, keep=keep, slab_bytes=slab_bytes, budget=budget, device=model.device
         )
         try:
-            return _Timer(model, store).measure(num_tokens)
+            return _Timer(model, store, tell).measure(num_tokens)
         except RuntimeError as error:
             check_shortage(error)
         num_tokens //= 2
@@ -76,9 +79,10 @@ def measure_speed(model: Model, *, keep: Keep, slab_bytes: int, budget: Budget) 
 class _Timer:
     """Times steps on caches of its own store."""
 
-    def __init__(self, model: Model, store: PageStore) -> None:
+    def __init__(self, model: Model, store: PageStore, tell: Tell) -> None:
         self._model = model
         self._store = store
+        self._tell = tell
         self._caches: list[SequenceCache] = []
 
     def measure(self, num_tokens: int) -> Speed:
@@ -134,11 +138,13 @@ class _Timer:
 
     def _best_s(self, steps: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         """The quickest of each, taking turns: what others do on this box only ever adds to one."""
+        self._tell(Progress(task="measuring speed"))
         for rows in steps.values():
             self._step_s(rows)
         best_s = {name: self._step_s(rows) for name, rows in steps.items()}
         spent_s = sum(best_s.values())
         while spent_s < _ENOUGH_S:
+            self._tell(Progress(task="measuring speed", done=spent_s, total=_ENOUGH_S))
             for name, rows in steps.items():
                 took_s = self._step_s(rows)
                 spent_s += took_s

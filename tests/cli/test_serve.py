@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 from broker import Listener, running_mosquitto
 from cli.command import COMMAND, clean_environment
+from cli.notified import Notified
 
 ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True}
 
@@ -22,25 +23,32 @@ ASK = {"prompt": "def main", "temperature": 0, "ignore_eos": True}
 class Served:
     process: subprocess.Popen[str]
     url: str
-    notified: socket.socket
+    notified: Notified
+
+
+@contextmanager
+def starting(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Notified]]:
+    """The service as systemd would start it, on a port of its choice."""
+    address = home / "notify"
+    environment = clean_environment(home, {"NOTIFY_SOCKET": str(address)})
+    command = [COMMAND, "serve", "--device", "cpu", "--port", "0", *arguments]
+    with (
+        Notified(address) as notified,
+        subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, cwd=home, env=environment
+        ) as process,
+    ):
+        try:
+            yield process, notified
+        finally:
+            process.kill()
 
 
 @contextmanager
 def serving(home: Path, *arguments: str) -> Iterator[Served]:
-    """The service as systemd would start it, on a port of its choice."""
-    address = str(home / "notify")
-    environment = clean_environment(home, {"NOTIFY_SOCKET": address})
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(address)
-        notified.settimeout(60)
-        command = [COMMAND, "serve", "--device", "cpu", "--port", "0", *arguments]
-        with subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, cwd=home, env=environment
-        ) as process:
-            try:
-                yield Served(process, listening(process), notified)
-            finally:
-                process.kill()
+    """The service once it listens."""
+    with starting(home, *arguments) as (process, notified):
+        yield Served(process, listening(process), notified)
 
 
 def listening(process: subprocess.Popen[str]) -> str:
