@@ -14,9 +14,10 @@ import structlog
 import torch
 
 from adaptive_kv.cli.notify import notify
-from adaptive_kv.cli.reloading import Reloaded, Reloader, reload_on_hangup
+from adaptive_kv.cli.reloading import Reloaded, Reloader, Reloads
 from adaptive_kv.config import Settings
 from adaptive_kv.documents import (
+    COMMANDS,
     DocumentMaker,
     InfoDocument,
     calibration_state,
@@ -28,6 +29,7 @@ from adaptive_kv.engine.service import Engine, start_engine
 from adaptive_kv.engine.status import Health
 from adaptive_kv.errors import Refusal
 from adaptive_kv.events import EventLog
+from adaptive_kv.mqtt.commands import Orders
 from adaptive_kv.mqtt.publisher import Publisher
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.app import make_app
@@ -72,13 +74,14 @@ class _Service:
         self.documents = DocumentMaker(
             lambda: engine.mailbox.status, node=settings.mqtt.node, boot_id=new_boot_id()
         )
+        self.reloads = Reloads(Reloader(engine, settings, load, self._tell_reloaded))
         self.publisher = Publisher(
             settings.mqtt,
-            info=_info(engine, self.documents, settings.cache.max_kl, engine.ladder),
+            info=_info(engine, self.documents, settings, engine.ladder),
             documents=self.documents,
             events=events,
+            orders=Orders(client=self.client, card=engine.card, reload=self.reloads.ask),
         )
-        self.reloader = Reloader(engine, settings, load, self._tell_reloaded)
         self.closing = asyncio.Event()
 
     @property
@@ -104,14 +107,14 @@ class _Service:
 
     def _tell_reloaded(self, reloaded: Reloaded) -> None:
         if "cache.ladder" in reloaded.changed:
-            max_kl, ladder = self.settings.cache.max_kl, reloaded.ladder
-            self.publisher.replace_info(_info(self.engine, self.documents, max_kl, ladder))
+            info = _info(self.engine, self.documents, self.settings, reloaded.ladder)
+            self.publisher.replace_info(info)
 
 
 def _info(
-    engine: Engine, documents: DocumentMaker, max_kl: float, ladder: Iterable[CacheMode]
+    engine: Engine, documents: DocumentMaker, settings: Settings, ladder: Iterable[CacheMode]
 ) -> InfoDocument:
-    device = engine.loaded.model.device
+    device, found = engine.loaded.model.device, engine.calibration
     return info_document(
         node=documents.node,
         boot_id=documents.boot_id,
@@ -120,7 +123,8 @@ def _info(
         model=engine.card.name,
         memory_source=engine.mailbox.status.memory.source,
         ladder=ladder,
-        calibration=calibration_state(found, max_kl) if (found := engine.calibration) else None,
+        calibration=calibration_state(found, settings.cache.max_kl) if found else None,
+        commands=COMMANDS if settings.mqtt.commands else (),
     )
 
 
@@ -132,7 +136,7 @@ async def _serve(service: _Service, pinned: CacheMode | None) -> bool:
             with _signals() as told:
                 mqtt = tasks.create_task(service.publisher.run(), name="mqtt")
                 await _first_step(service, told)
-                reload_on_hangup(service.reloader)
+                service.reloads.start()
                 http = tasks.create_task(service.http(), name="http")
                 is_well = await _told_or_dead(service, told)
                 notify("STOPPING=1")

@@ -38,7 +38,7 @@ class Topics:
 
     @property
     def info(self) -> str:
-        """Retained; once per connection."""
+        """Retained; seldom changes."""
         return self._of("info")
 
     @property
@@ -50,6 +50,30 @@ class Topics:
     def event(self) -> str:
         """One message per event."""
         return self._of("event")
+
+    @property
+    def commands(self) -> str:
+        """What to subscribe to in order to hear all commands."""
+        return self.command("+")
+
+    def command(self, name: str) -> str:
+        """Where one command is heard."""
+        return self._of(f"cmd/{name}")
+
+    @property
+    def result(self) -> str:
+        """One answer per command."""
+        return self._of("cmd-result")
+
+    @property
+    def discovery(self) -> str:
+        """Retained; where Home Assistant looks for this node."""
+        return f"homeassistant/device/{self.node}/config"
+
+    @property
+    def all(self) -> str:
+        """What to subscribe to in order to hear everything of this node."""
+        return self._of("#")
 
     @property
     def client_id(self) -> str:

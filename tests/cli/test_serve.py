@@ -26,10 +26,10 @@ class Served:
 
 
 @contextmanager
-def serving(home: Path, *arguments: str) -> Iterator[Served]:
+def serving(home: Path, *arguments: str, **variables: str) -> Iterator[Served]:
     """The service as systemd would start it, on a port of its choice."""
     address = str(home / "notify")
-    environment = clean_environment(home, {"NOTIFY_SOCKET": address})
+    environment = clean_environment(home, {"NOTIFY_SOCKET": address} | variables)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(address)
         notified.settimeout(60)
