@@ -6,7 +6,6 @@ a message; `_Client` adds both.
 
 import asyncio
 import logging
-import random
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from aiomqtt import Client, Message, MqttCodeError, MqttError, ProtocolVersion, Will
+from aiomqtt import Client, Message, MqttError, ProtocolVersion, Will
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -31,7 +30,6 @@ _MAX_PACKET_BYTES = 256 * 2**10
 """No document comes near it; a broker that speaks MQTT 5 keeps anything larger from us."""
 _MAX_QUEUED = 64
 _TURNS = 50
-_VERSION_REFUSED = {1, 132}
 _FAILED = 128
 
 # The libraries tell of every failed read; the publisher tells of an outage once.
@@ -89,33 +87,6 @@ def _tls(settings: MqttSettings) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=settings.ca_file)
     except OSError as error:
         raise ConfigError(f"mqtt.ca_file {settings.ca_file} cannot be used: {error}") from error
-
-
-class Backoff:
-    """How long to wait before the next connection, with full jitter: a fleet returns out of step.
-
-    A broker that was away for a while is back in touch after half as long again at most, but for a
-    long outage, and one that keeps losing us after seconds. Times are monotonic seconds.
-    """
-
-    def __init__(self, timing: Timing, now_s: float) -> None:
-        self._timing = timing
-        self._lost_s, self._num_flaps = now_s, 0
-
-    def lost(self, now_s: float, lasted_s: float) -> None:
-        """A connection that lasted so long has just been lost."""
-        self._lost_s = now_s
-        self._num_flaps = 0 if lasted_s >= self._timing.stable_s else self._num_flaps + 1
-
-    def ceiling_s(self, now_s: float) -> float:
-        """The longest wait from `now_s` on."""
-        timing = self._timing
-        flap_s = min(timing.longest_flap_s, timing.first_retry_s * 2.0 ** min(self._num_flaps, 30))
-        return min(timing.longest_retry_s, max(flap_s, (now_s - self._lost_s) / 2))
-
-    def rest_s(self, now_s: float) -> float:
-        """How long to wait this time."""
-        return random.uniform(0.0, self.ceiling_s(now_s))  # noqa: S311 - no secret
 
 
 class _Client(Client):
@@ -186,7 +157,7 @@ class Link:
             codes = await self._client.subscribe(topic, options=options)
         else:
             codes = await self._client.subscribe(topic, qos=1)
-        return all(_value(code) < _FAILED for code in codes)
+        return all(code_value(code) < _FAILED for code in codes)
 
     async def hear(self) -> AsyncIterator[Message]:
         """What comes in. Raises `MqttError` once the connection is lost; a publish would only time
@@ -257,24 +228,8 @@ def _will(topic: str, timing: Timing, *, is_v5: bool) -> Will:
     return replace(will, properties=delay) if is_v5 else will
 
 
-def next_version(
-    version: ProtocolVersion, error: BaseException, *, is_v5_known: bool
-) -> ProtocolVersion:
-    """What to try after `error` where a connection was not accepted.
-
-    Brokers that know only MQTT 3.1.1 refuse MQTT 5 or go silent. One that is frozen is silent
-    too: silence says nothing once it has spoken MQTT 5.
-    """
-    if isinstance(error, MqttCodeError):
-        is_doubtful = _value(error.rc) in _VERSION_REFUSED
-    else:
-        is_doubtful = isinstance(error, MqttError) and not is_v5_known
-    if is_doubtful and version is ProtocolVersion.V5:
-        return ProtocolVersion.V311
-    return ProtocolVersion.V5
-
-
-def _value(code: ReasonCode | int | None) -> int:
+def code_value(code: ReasonCode | int | None) -> int:
+    """The number of a reason, in whatever form the libraries give it."""
     return code.value if isinstance(code, ReasonCode) else code or 0
 
 

@@ -5,19 +5,21 @@ The worker never waits for any of this; what the log lets go while the broker is
 
 import asyncio
 import time
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
-from aiomqtt import MqttError, ProtocolVersion
+from aiomqtt import MqttError
 
 from adaptive_kv.config import MqttSettings
 from adaptive_kv.documents import DocumentMaker, InfoDocument
 from adaptive_kv.events import EventLog
 from adaptive_kv.mqtt.commands import Commands, Orders
-from adaptive_kv.mqtt.link import Backoff, Broker, Link, Timing, connected, next_version
+from adaptive_kv.mqtt.link import Broker, Link, Timing
 from adaptive_kv.mqtt.teller import Teller
 from adaptive_kv.mqtt.topics import Topics
+from adaptive_kv.mqtt.upkeep import rest, stay_connected
 
 _log = structlog.get_logger(__name__)
 
@@ -60,7 +62,6 @@ class Publisher:
         self._stop = asyncio.Event()
         self._is_outage_told = False
         self._denied: set[str] = set()
-        self._found_s = 0.0
         self.status = PublisherStatus(is_connected=False, since_s=time.time())
 
     async def run(self) -> None:
@@ -87,36 +88,19 @@ class Publisher:
         self._teller.replace_info(info)
 
     async def _work(self, broker: Broker) -> None:
-        version, is_v5_known = ProtocolVersion.V5, False
-        backoff = Backoff(self._timing, time.monotonic())
-        while not self._stop.is_set():
-            was_connected = False
-            try:
-                async with self._connected(broker, version) as link:
-                    was_connected = True
-                    is_v5_known |= version is ProtocolVersion.V5
-                    self._found(broker, version)
-                    await self._converse(link)
-            except Exception as error:  # noqa: BLE001 - publishing must never end the service
-                now_s = time.monotonic()
-                if was_connected:
-                    version = ProtocolVersion.V5
-                    backoff.lost(now_s, lasted_s=now_s - self._found_s)
-                else:
-                    version = next_version(version, error, is_v5_known=is_v5_known)
-                self._lost(error)
-                await self._rest(backoff.rest_s(now_s))
-
-    def _connected(
-        self, broker: Broker, version: ProtocolVersion
-    ) -> AbstractAsyncContextManager[Link]:
-        topics = self._topics
-        return connected(
-            broker, topics.client_id, version, self._timing, will_topic=topics.availability
+        await stay_connected(
+            broker,
+            self._topics.client_id,
+            self._timing,
+            converse=partial(self._converse, broker),
+            on_lost=self._lost,
+            stop=self._stop,
+            will_topic=self._topics.availability,
         )
 
-    async def _converse(self, link: Link) -> None:
+    async def _converse(self, broker: Broker, link: Link) -> None:
         """Hear and tell everything until stopped; raise as soon as the connection is lost."""
+        self._found(broker, link)
         try:
             async with asyncio.TaskGroup() as tasks:
                 hearing = tasks.create_task(self._hear(link))
@@ -133,19 +117,18 @@ class Publisher:
         await self._teller.greet(link)
         while not self._stop.is_set():
             await self._teller.tell(link)
-            await self._rest(self._timing.poll_s)
+            await rest(self._stop, self._timing.poll_s)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timing.farewell_s / 2):
                 await asyncio.sleep(self._teller.rest_s())
                 await self._teller.tell(link)
         await self._teller.part(link)
 
-    def _found(self, broker: Broker, version: ProtocolVersion) -> None:
-        _log.info("mqtt_connected", host=broker.host, port=broker.port, version=version.name)
+    def _found(self, broker: Broker, link: Link) -> None:
+        _log.info("mqtt_connected", host=broker.host, port=broker.port, version=link.version.name)
         self._note(is_connected=True)
         self._is_outage_told = False
         self._denied.clear()
-        self._found_s = time.monotonic()
 
     def _lost(self, error: Exception) -> None:
         """Tell of an outage once, however many retries it takes."""
@@ -171,9 +154,3 @@ class Publisher:
             since_s=time.time() if is_connected != then.is_connected else then.since_s,
             last_error=error or then.last_error,
         )
-
-    async def _rest(self, duration_s: float) -> None:
-        """Sleep, but not past the end."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(duration_s):
-                await self._stop.wait()

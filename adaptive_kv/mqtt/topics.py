@@ -9,6 +9,16 @@ _BASE = re.compile(r"[^$+#/\s\0][^+#/\s\0]*(/[^+#/\s\0]+)*")
 _NODE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
+def is_node(name: str) -> bool:
+    """Whether a node may be called so."""
+    return _NODE.fullmatch(name) is not None
+
+
+def is_base(words: str) -> bool:
+    """Whether topics may begin so."""
+    return _BASE.fullmatch(words) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics `<base>/v1/<node>/...` of one node.
@@ -20,12 +30,12 @@ class Topics:
     node: str
 
     def __post_init__(self) -> None:
-        if _BASE.fullmatch(self.base) is None:
+        if not is_base(self.base):
             raise ConfigError(
                 f"{self.base!r} cannot begin topics; use words without + # $ or spaces, with / "
                 "between them"
             )
-        if _NODE.fullmatch(self.node) is None:
+        if not is_node(self.node):
             raise ConfigError(
                 f"{self.node!r} is no name for a node; use up to 63 of a-z 0-9 _ - and begin with "
                 "a letter or a digit"

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from adaptive_kv.errors import ConfigError
-from adaptive_kv.mqtt.link import Backoff, Timing, next_version
+from adaptive_kv.mqtt.link import Timing
+from adaptive_kv.mqtt.upkeep import Backoff, next_version
 
 V5, V311 = ProtocolVersion.V5, ProtocolVersion.V311
 PASSWORD = "correct horse"
