@@ -29,6 +29,8 @@ CARD = ModelCard(
     supports=lambda mode: mode.page_format != "int8",
 )
 HASTY = Timing(answer_s=1.0, keepalive_s=3, will_delay_s=1, longest_retry_s=0.2, farewell_s=3.0)
+BRIEF = replace(HASTY, farewell_s=0.2)
+"""For tests that are not about the end."""
 
 
 async def _reload() -> None:
@@ -69,13 +71,14 @@ def make_node(
     events: EventLog | None = None,
     timing: Timing = HASTY,
     reload: Callable[[], Awaitable[object]] = _reload,
+    boot_id: str = "00c0ffee",
     **settings: Any,
 ) -> Node:
     """A node called `edge-07` that does not run yet."""
     node = Node(events=events or EventLog(capacity=64))
     info = info_document(
         node="edge-07",
-        boot_id="00c0ffee",
+        boot_id=boot_id,
         time=0.0,
         device="cpu",
         model="demo",
@@ -85,7 +88,7 @@ def make_node(
     )
     chosen = MqttSettings(url=url, node="edge-07", **{"heartbeat_s": 60.0, **settings})
     mailbox = node.mailbox
-    node.documents = DocumentMaker(lambda: mailbox.status, node="edge-07", boot_id="00c0ffee")
+    node.documents = DocumentMaker(lambda: mailbox.status, node="edge-07", boot_id=boot_id)
     node.publisher = Publisher(
         chosen,
         info=info,

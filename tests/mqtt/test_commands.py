@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from broker import Listener, Mosquitto, comes_true
 from hypothesis import given
 from hypothesis import strategies as st
-from mqtt.publishing import CARD, HASTY, Node, make_node, publishing
+from mqtt.publishing import BRIEF, CARD, Node, make_node, publishing
 from mqtt.wire import wired
 from schemas import validate, validate_all
 from server.scripted import ScriptedWorker
@@ -27,7 +27,6 @@ from adaptive_kv.mqtt.commands import Commands, Orders
 from adaptive_kv.mqtt.outbox import Bucket
 
 BASE = "adaptive-kv/v1/edge-07"
-BRIEF = replace(HASTY, farewell_s=0.2)
 numbers = itertools.count()
 
 

@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 from broker import Listener, Mosquitto, comes_true
 from mqtt.homeassistant import check, selected, shown
-from mqtt.publishing import publishing
+from mqtt.publishing import BRIEF, publishing
 from mqtt.secured import listener, login
-from mqtt.test_commands import BRIEF
 from schemas import validate, validate_all
 from server.scripted import ScriptedWorker
 from statuses import WINDOW, make_status
