@@ -1,5 +1,6 @@
 """The committed JSON Schemas of the documents, to hold against what really is published."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,9 +14,14 @@ _SCHEMAS = Path(__file__).parents[1] / "docs" / "schemas"
 
 def validate(name: str, document: Mapping[str, Any]) -> None:
     """Raise `jsonschema.ValidationError` unless `document` is a valid `name`."""
+    _validator(name).validate(document)
+
+
+@functools.cache
+def _validator(name: str) -> Any:
     schema = json.loads((_SCHEMAS / f"{name}.json").read_text("utf-8"))
     Draft202012Validator.check_schema(schema)
-    Draft202012Validator(schema).validate(document)
+    return Draft202012Validator(schema)
 
 
 def validate_all(heard: Iterable[Heard]) -> None:

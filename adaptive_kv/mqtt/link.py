@@ -48,7 +48,7 @@ class Timing:
     """How long a broker that speaks MQTT 5 waits before it says `offline` for us."""
     first_retry_s: float = 0.2
     longest_retry_s: float = 60.0
-    longest_flap_s: float = 4.0
+    longest_flap_s: float = 3.0
     """Between connections that are accepted and then soon lost."""
     stable_s: float = 10.0
     """A connection that lasted this long makes the next retry quick again."""
@@ -103,6 +103,11 @@ class _Client(Client):
     ) -> None:
         self.is_denied = reason_code.value >= _FAILED
         super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    def _on_disconnect(self, *arguments: Any) -> None:
+        """aiomqtt stumbles over a connection that was given up before it was accepted."""
+        if not self._connected.cancelled():
+            super()._on_disconnect(*arguments)
 
     async def leave(self) -> None:
         """Say goodbye to the broker: there will be no last will."""

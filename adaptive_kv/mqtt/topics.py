@@ -14,11 +14,6 @@ def is_node(name: str) -> bool:
     return _NODE.fullmatch(name) is not None
 
 
-def is_base(words: str) -> bool:
-    """Whether topics may begin so."""
-    return _BASE.fullmatch(words) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics `<base>/v1/<node>/...` of one node.
@@ -30,7 +25,7 @@ class Topics:
     node: str
 
     def __post_init__(self) -> None:
-        if not is_base(self.base):
+        if _BASE.fullmatch(self.base) is None:
             raise ConfigError(
                 f"{self.base!r} cannot begin topics; use words without + # $ or spaces, with / "
                 "between them"

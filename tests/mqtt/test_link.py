@@ -65,8 +65,8 @@ def test_a_broker_is_soon_found_again_however_long_it_was_away() -> None:
     backoff = Backoff(Timing(), now_s=100.0)
     for _ in range(10):
         backoff.lost(now_s=100.0, lasted_s=1.0)
-    assert backoff.ceiling_s(100.0) == 4.0
-    assert backoff.ceiling_s(108.0) == 4.0
+    assert backoff.ceiling_s(100.0) == 3.0
+    assert backoff.ceiling_s(106.0) == 3.0
     assert backoff.ceiling_s(112.0) == 6.0
     assert backoff.ceiling_s(1e6) == 60.0
     backoff.lost(now_s=200.0, lasted_s=20.0)

@@ -170,12 +170,12 @@ def test_a_clean_end_tells_the_last_events_and_then_offline(broker: Mosquitto) -
 
 
 @contextmanager
-def another_process(broker: Mosquitto, will_delay_s: int) -> Iterator[None]:
+def another_process(broker: Mosquitto) -> Iterator[None]:
     """A publisher that is killed at the end."""
     script = (
         f"import sys, time; sys.path.insert(0, {str(TESTS)!r})\n"
         "from mqtt.publishing import Timing, publishing\n"
-        f"with publishing({broker.url!r}, timing=Timing(will_delay_s={will_delay_s})):\n"
+        f"with publishing({broker.url!r}, timing=Timing(will_delay_s=1)):\n"
         "    time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -198,22 +198,11 @@ def test_the_state_that_is_kept_is_the_last_one(broker: Mosquitto) -> None:
 
 def test_a_process_that_is_killed_leaves_its_will(broker: Mosquitto) -> None:
     with Listener(broker) as listener:
-        with another_process(broker, will_delay_s=1):
+        with another_process(broker):
             assert listener.hears(lambda heard: bool(heard.of("state")))
         assert listener.hears(lambda heard: heard.texts("availability") == ["online", "offline"])
     with Listener(broker) as later:
         assert later.hears(lambda heard: heard.texts("availability") == ["offline"])
-
-
-def test_a_quick_restart_is_never_told_as_offline(broker: Mosquitto) -> None:
-    will_delay_s = 4
-    with Listener(broker) as listener:
-        with another_process(broker, will_delay_s):
-            assert listener.hears(lambda heard: bool(heard.of("state")))
-        with publishing(broker.url):
-            assert listener.hears(lambda heard: len(heard.of("state")) == 2)
-            time.sleep(will_delay_s + 1)
-            assert listener.texts("availability") == ["online", "online"]
 
 
 async def test_without_a_url_it_is_off() -> None:
