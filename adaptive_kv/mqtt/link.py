@@ -28,7 +28,9 @@ _SESSION_EXPIRY_S = 60
 """Longer than any will delay: a will is sent at the latest when its session ends."""
 _MAX_PACKET_BYTES = 256 * 2**10
 """No document comes near it; a broker that speaks MQTT 5 keeps anything larger from us."""
-_MAX_QUEUED = 64
+_MAX_COMMANDS, _MAX_DOCUMENTS = 64, 100_000
+"""Messages that came in and are not dealt with yet; more are lost. A node hears commands; who has
+no last will hears documents, and all that are kept come at once."""
 _TURNS = 50
 _FAILED = 128
 
@@ -222,7 +224,7 @@ def _client(
         clean_start=not is_lasting if is_v5 else MQTT_CLEAN_START_FIRST_ONLY,
         timeout=timing.answer_s,
         keepalive=timing.keepalive_s,
-        max_queued_incoming_messages=_MAX_QUEUED,
+        max_queued_incoming_messages=_MAX_COMMANDS if is_lasting else _MAX_DOCUMENTS,
         logger=_silent,
     )
 

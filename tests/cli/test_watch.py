@@ -14,12 +14,13 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from broker import Mosquitto, comes_true, free_port, running_mosquitto
+from broker import Listener, Mosquitto, comes_true, free_port, running_mosquitto
 from cli.command import COMMAND, clean_environment
 from mqtt.publishing import Node, publishing
 from mqtt.secured import password, secured_mosquitto
-from statuses import EVERY_EVENT, INT4
+from statuses import EVERY_EVENT, INT4, make_status
 
+from adaptive_kv.documents import state_document
 from adaptive_kv.engine.status import Health
 
 Run = Callable[..., CompletedProcess[str]]
@@ -174,3 +175,17 @@ def test_what_cannot_be_watched_is_bad_configuration(
     done = adaptive_kv("watch", *arguments)
     assert done.returncode == 78
     assert why in done.stderr
+
+
+def test_a_large_fleet_is_shown_whole(adaptive_kv: Run, broker: Mosquitto) -> None:
+    """All that is kept comes at once."""
+    state = state_document(
+        make_status(), node="box", boot_id="a", seq=1, time=0.0, dropped_events=0
+    ).to_json()
+    with Listener(broker) as listener:
+        for number in range(400):
+            listener.send(f"adaptive-kv/v1/box-{number}/state", state, retain=True)
+    done = adaptive_kv("watch", "--json", "--mqtt-url", broker.url)
+    boxes = json.loads(done.stdout)["boxes"]
+    assert len(boxes) == 400
+    assert all(box["state"] for box in boxes)

@@ -40,12 +40,13 @@ def secured_mosquitto(folder: Path) -> Iterator[Mosquitto]:
     for file in (words, rules):
         file.chmod(0o600)
     options = ["allow_anonymous false", f"password_file {words}", f"acl_file {rules}"]
-    with running_mosquitto(folder, [*options, *_tls(folder)]) as broker:
+    with running_mosquitto(folder, [*options, *tls(folder)]) as broker:
         broker.ca_file = folder / "authority.pem"
         yield broker
 
 
-def _tls(folder: Path) -> list[str]:
+def tls(folder: Path) -> list[str]:
+    """What makes a broker speak TLS as `localhost`; `authority.pem` vouches for it."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     localhost = authority.issue_cert("localhost")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 from aiomqtt import MqttCodeError, MqttError, ProtocolVersion
 from broker import Listener, Mosquitto, comes_true, running_mosquitto
 from mqtt.publishing import make_node, publishing
+from mqtt.secured import tls
 from mqtt.wire import wired
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -120,13 +120,7 @@ def test_a_wrong_password_is_tried_again_and_never_shown(guarded: Mosquitto) -> 
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[Mosquitto]:
     """A broker that speaks TLS, as `localhost`."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    localhost = authority.issue_cert("localhost")
-    localhost.cert_chain_pems[0].write_to_path(str(tmp_path / "localhost.pem"))
-    localhost.private_key_pem.write_to_path(str(tmp_path / "localhost-key.pem"))
-    options = [f"certfile {tmp_path}/localhost.pem", f"keyfile {tmp_path}/localhost-key.pem"]
-    with running_mosquitto(tmp_path, ["allow_anonymous true", *options]) as running:
+    with running_mosquitto(tmp_path, ["allow_anonymous true", *tls(tmp_path)]) as running:
         yield running
 
 
