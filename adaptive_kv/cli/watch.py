@@ -2,10 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
 import sys
-from collections.abc import Iterable
-from contextlib import suppress
+import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,11 +15,13 @@ from adaptive_kv.errors import AdaptiveKVError, ConfigError
 
 if TYPE_CHECKING:
     from adaptive_kv.config import MqttSettings
-    from adaptive_kv.mqtt.fleet import Fleet, Notice
+    from adaptive_kv.mqtt.fleet import Fleet
     from adaptive_kv.mqtt.follower import Follower
 
 _FIRST_S, _QUIET_S = 3.0, 0.5
 _REFRESH_S = 0.5
+_MAX_FAILURES = 2
+"""One for each version of MQTT."""
 
 
 def watch(
@@ -70,18 +72,18 @@ async def _look_once(settings: "MqttSettings", node: str) -> "Fleet":
     """All that the broker has kept: until nothing more comes for a moment."""
     fleet, follower = _follow(settings, node)
     following = asyncio.create_task(follower.run())
-    last_s = began_s = asyncio.get_running_loop().time()
-    num_heard = 0
+    began_s, heard_s = time.monotonic(), None
 
     def hear(topic: str, payload: bytes) -> None:
-        nonlocal last_s, num_heard
-        last_s, num_heard = asyncio.get_running_loop().time(), num_heard + 1
+        nonlocal heard_s
+        heard_s = time.monotonic()
         fleet.take(topic, payload)
 
     follower.on_message = hear
     while not follower.stop.is_set():
-        now_s = asyncio.get_running_loop().time()
-        if now_s - began_s > _FIRST_S or (num_heard and now_s - last_s > _QUIET_S):
+        now_s = time.monotonic()
+        is_quiet = heard_s is not None and now_s - heard_s > _QUIET_S
+        if is_quiet or now_s - began_s > _FIRST_S or follower.num_failures >= _MAX_FAILURES:
             follower.stop.set()
         await asyncio.sleep(0.05)
     await following
@@ -91,22 +93,36 @@ async def _look_once(settings: "MqttSettings", node: str) -> "Fleet":
 
 
 async def _write_lines(settings: "MqttSettings", node: str) -> None:
+    """Until told to stop, or until nobody reads any more."""
+    from adaptive_kv.cli.watch_view import clean, line
+    from adaptive_kv.mqtt.upkeep import rest
+
     fleet, follower = _follow(settings, node)
-    follower.on_message = lambda topic, payload: _write(fleet.take(topic, payload))
-    await follower.run()
 
+    def write(topic: str, payload: bytes) -> None:
+        try:
+            for notice in fleet.take(topic, payload):
+                typer.echo(line(notice))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            follower.stop.set()
 
-def _write(notices: "Iterable[Notice]") -> None:
-    from adaptive_kv.cli.watch_view import line
-
-    for notice in notices:
-        typer.echo(line(notice))
+    follower.on_message = write
+    following, is_told = asyncio.create_task(follower.run()), False
+    while not follower.stop.is_set():
+        is_away = not follower.is_connected and follower.last_error is not None
+        if is_away and not is_told:
+            typer.echo(f"broker away: {clean(follower.last_error or '')}", err=True)
+        is_told = is_away
+        await rest(follower.stop, _REFRESH_S)
+    await following
 
 
 async def _watch_screen(settings: "MqttSettings", node: str) -> None:
     from rich.live import Live
 
     from adaptive_kv.cli.watch_view import view
+    from adaptive_kv.mqtt.upkeep import rest
 
     fleet, follower = _follow(settings, node)
     following = asyncio.create_task(follower.run())
@@ -114,9 +130,7 @@ async def _watch_screen(settings: "MqttSettings", node: str) -> None:
         while not follower.stop.is_set():
             why_not = None if follower.is_connected else follower.last_error or "connecting"
             live.update(view(fleet, settings.url or "", why_not, live.console.size), refresh=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_REFRESH_S):
-                    await follower.stop.wait()
+            await rest(follower.stop, _REFRESH_S)
     await following
 
 

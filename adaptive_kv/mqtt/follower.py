@@ -25,6 +25,8 @@ class Follower:
     is_connected: bool = False
     last_error: str | None = None
     """Why there is no connection, or was none the last time."""
+    num_failures: int = 0
+    """How often there was none, or no more."""
 
     async def run(self) -> None:
         """Follow, over as many connections as it takes."""
@@ -55,4 +57,5 @@ class Follower:
 
     def _lost(self, error: Exception) -> None:
         self.is_connected = False
+        self.num_failures += 1
         self.last_error = str(error) or type(error).__name__

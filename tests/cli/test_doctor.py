@@ -88,27 +88,23 @@ def test_a_broker_that_swallows_our_messages_is_red(adaptive_kv: Run, broker: st
     assert checks(done)["broker"] is False
 
 
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [("os._exit(3)", "ended"), ("while True: pass", "silent for 5 s")],
-)
-def test_a_policy_that_is_no_good_takes_the_doctor_with_it_in_no_way(
-    adaptive_kv: Run, tmp_path: Path, body: str, why: str
+def test_a_policy_that_ends_its_process_does_not_end_the_doctor(
+    adaptive_kv: Run, tmp_path: Path
 ) -> None:
     """It is tried where the service would run it: in a process of its own."""
     file = tmp_path / "mine.py"
-    file.write_text(f"import os\n\ndef decide(now):\n    {body}\n")
+    file.write_text("import os\n\ndef decide(now):\n    os._exit(3)\n")
     done = adaptive_kv("doctor", "--json", "--device", "cpu", "--policy", f"{file}:decide")
     assert done.returncode == 1, done.stderr
     assert checks(done) == dict.fromkeys(CHECKS, True) | {"policy": False}
-    assert why in told(done, "policy")
+    assert "ended" in told(done, "policy")
 
 
 def test_a_policy_of_somebody_else_is_asked_in_its_own_process(
     adaptive_kv: Run, tmp_path: Path
 ) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("import os\nREASON = str(os.getpid())\n\ndef decide(now):\n    return None\n")
+    file.write_text("def decide(now):\n    return None\n")
     done = adaptive_kv("doctor", "--json", "--device", "cpu", "--policy", f"{file}:decide")
     assert told(done, "policy") == "mine.py:decide, in a process of its own, answers hold"
 

@@ -124,6 +124,27 @@ def test_without_a_terminal_everything_that_happens_is_a_line(
         assert watch.end() == 0
 
 
+def test_lines_end_with_whoever_reads_them(tmp_path: Path, broker: Mosquitto) -> None:
+    """As in `adaptive-kv watch | head -1`; a broker that is away is told elsewhere, and once."""
+    broker.kill()
+    environment = clean_environment(tmp_path)
+    command = [COMMAND, "watch", "--mqtt-url", broker.url]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("broker away: ")
+        broker.start()
+        with publishing(broker.url) as node:
+            assert "edge-07" in process.stdout.readline()
+            process.stdout.close()
+            squeeze(node)
+            assert comes_true(lambda: process.poll() is not None)
+        assert process.returncode == 0
+        assert process.stderr.read() == ""
+
+
 def test_a_terminal_shows_it_live_through_an_outage(tmp_path: Path, broker: Mosquitto) -> None:
     with (
         publishing(broker.url) as node,

@@ -344,7 +344,7 @@ def another_process(broker: Mosquitto, will_delay_s: int) -> Iterator[subprocess
         "from mqtt.secured import password\n"
         "from pydantic import SecretStr\n"
         f"ours = dict(username={NODE!r}, password=SecretStr(password({NODE!r})))\n"
-        f"ours['timing'] = Timing(keepalive_s=3, will_delay_s={will_delay_s})\n"
+        f"ours['timing'] = Timing(keepalive_s=2, will_delay_s={will_delay_s})\n"
         f"with publishing({broker.url!r}, ca_file=Path({str(broker.ca_file)!r}), **ours):\n"
         "    time.sleep(600)"
     )
