@@ -22,15 +22,16 @@ def check_units(booted: Path = _BOOTED) -> str:
     command = shutil.which("systemctl")
     if command is None or not booted.exists():
         return "none: systemd does not run this box"
-    shown = subprocess.run(  # noqa: S603 - no input from anybody
-        [command, "show", f"--property={','.join(_PROPERTIES)}", *_UNITS],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_TIMEOUT_S,
-    )
-    if shown.returncode:
-        raise ConfigError(f"systemctl: {shown.stderr.strip() or shown.returncode}")
+    try:
+        shown = subprocess.run(  # noqa: S603 - no input from anybody
+            [command, "show", f"--property={','.join(_PROPERTIES)}", *_UNITS],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_TIMEOUT_S,
+        )
+    except subprocess.SubprocessError as error:
+        raise ConfigError(f"systemctl does not answer: {error}") from None
     return judge(shown.stdout)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _FIRST_S, _QUIET_S = 3.0, 0.5
 _REFRESH_S = 0.5
+_MIN_LINES = 40
 _MAX_FAILURES = 2
 """One for each version of MQTT."""
 
@@ -144,4 +145,5 @@ def _show(fleet: "Fleet", url: str) -> None:
     from adaptive_kv.cli.watch_view import view
 
     console = Console()
-    console.print(view(fleet, url, None, console.size))
+    whole = console.size._replace(height=_MIN_LINES + 2 * len(fleet.boxes))
+    console.print(view(fleet, url, None, whole))

@@ -16,7 +16,7 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _NOT_NARROW, _WIDE = 96, 118
 """Columns from which on more, and everything, is shown."""
 _BAR, _TREND = 12, 16
-_MIN_EVENTS, _MAX_BOXES = 5, 100
+_MIN_EVENTS = 5
 _NUM_HEAD_LINES, _NUM_DETAIL_LINES = 8, 9
 _STYLES = {
     "failed": "bold red",
@@ -29,20 +29,27 @@ _STYLES = {
     "ok": "green",
 }
 _WORDS = {"floor": "floor broken", "pressure": "high pressure"}
-_MODES = {"full": "green", "int8": "cyan", "int4": "blue", "window": "magenta", "disabled": "red"}
+_MODES = {
+    "full": "green",
+    "int8": "cyan",
+    "int4": "bright_blue",
+    "window": "magenta",
+    "disabled": "red",
+}
 _BAD = {"oom", "oom_averted", "policy_fault", "sensor_fault", "request_rejected", "sequence_parked"}
 
 
 def view(fleet: Fleet, url: str, why_not: str | None, size: ConsoleDimensions) -> RenderableType:
     """The whole screen; `why_not` is why the broker is not heard at this moment."""
     boxes = fleet.by_trouble()
+    shown = boxes[: max(1, size.height // 2)]
     parts: list[RenderableType] = [_header(url, boxes, why_not)]
-    if boxes:
-        parts.append(_table(boxes[: max(1, min(_MAX_BOXES, size.height // 2))], size.width))
+    num_taken = _NUM_HEAD_LINES + len(shown)
+    if shown:
+        parts.append(_table(shown, size.width))
     if len(boxes) == 1:
         parts.append(_detail(boxes[0], size.width))
-    num_taken = _NUM_HEAD_LINES + min(len(boxes), size.height // 2)
-    num_taken += _NUM_DETAIL_LINES if len(boxes) == 1 else 0
+        num_taken += _NUM_DETAIL_LINES
     parts.append(_events(list(fleet.notices)[-max(_MIN_EVENTS, size.height - num_taken) :]))
     return Group(*parts)
 

@@ -209,4 +209,6 @@ def test_a_large_fleet_is_shown_whole(adaptive_kv: Run, broker: Mosquitto) -> No
     done = adaptive_kv("watch", "--json", "--mqtt-url", broker.url)
     boxes = json.loads(done.stdout)["boxes"]
     assert len(boxes) == 400
+    shown = adaptive_kv("watch", "--once", "--mqtt-url", broker.url, COLUMNS="140").stdout
+    assert all(f" box-{number} " in shown for number in range(400))
     assert all(box["state"] for box in boxes)
