@@ -64,11 +64,12 @@ class Teller:
         await self._say(link, self._topics.availability, "online", retain=True)
         self._retained.forget()
         self._pace.forget()
-        if self._commands is not None:
-            await self._subscribe(link, self._topics.commands)
+        if self._commands is not None and not await link.subscribe(self._topics.commands):
+            self._on_denied(self._topics.commands)
         if not self._is_announced and not self._is_discovery_sought:
-            self._is_discovery_sought = True  # but once: some brokers hang up on those who may not
-            await self._subscribe(link, self._topics.discovery)
+            # But once, and without complaint: some brokers hang up on those who may not.
+            self._is_discovery_sought = True
+            await link.subscribe(self._topics.discovery)
 
     def take(self, message: Message) -> None:
         """Something was heard: a command, or how an earlier run was announced."""
@@ -141,10 +142,6 @@ class Teller:
         self._pace.published(status, time.monotonic())
         await self._say(link, topic, text, retain=True, expiry_s=self._expiry_s)
         self._pace.published(status, time.monotonic())
-
-    async def _subscribe(self, link: Link, topic: str) -> None:
-        if not await link.subscribe(topic):
-            self._on_denied(topic)
 
     async def _say(
         self,
