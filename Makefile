@@ -45,6 +45,7 @@ bench: $(VENV)/.installed-test
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 	@$(BIN)/python benchmarks/policies.py
 	@$(BIN)/python benchmarks/modes.py
+	@$(BIN)/python benchmarks/mqtt.py
 
 gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'

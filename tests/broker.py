@@ -52,6 +52,8 @@ class Mosquitto:
 
     def __init__(self, folder: Path, options: Sequence[str] = ("allow_anonymous true",)) -> None:
         self.port = free_port()
+        self.ca_file: Path | None = None
+        """Who vouches for it, where it speaks TLS, as `localhost`."""
         self._config = folder / f"mosquitto-{self.port}.conf"
         user = ["user root"] if os.geteuid() == 0 else []
         listener = f"listener {self.port} 127.0.0.1"
@@ -60,7 +62,8 @@ class Mosquitto:
 
     @property
     def url(self) -> str:
-        return f"mqtt://127.0.0.1:{self.port}"
+        where = "mqtts://localhost" if self.ca_file else "mqtt://127.0.0.1"
+        return f"{where}:{self.port}"
 
     def start(self) -> None:
         self._process = subprocess.Popen(
@@ -149,10 +152,13 @@ class Listener:
         self._client.reconnect_delay_set(1, 1)
         if credentials:
             self._client.username_pw_set(credentials["username"], credentials["password"])
+        if broker.ca_file:
+            self._client.tls_set(str(broker.ca_file))
+        self._host = "localhost" if broker.ca_file else "127.0.0.1"
         self._port = broker.port
 
     def __enter__(self) -> Self:
-        self._client.connect("127.0.0.1", self._port)
+        self._client.connect(self._host, self._port)
         self._client.loop_start()
         self.wait_subscribed()
         return self
@@ -164,6 +170,10 @@ class Listener:
     def wait_subscribed(self) -> None:
         """Also after the broker was away."""
         assert self._subscribed.wait(PATIENT_S)
+
+    def send(self, topic: str, payload: str | bytes, *, retain: bool = False) -> None:
+        """Publish, as another client would; returns once the broker has it."""
+        self._client.publish(topic, payload, qos=1, retain=retain).wait_for_publish(PATIENT_S)
 
     def of(self, kind: str) -> list[Heard]:
         """Messages of the topics that end in `/<kind>`, oldest first."""

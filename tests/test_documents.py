@@ -75,6 +75,7 @@ def test_the_state_says_what_the_status_says() -> None:
         "load": {"running": 2, "waiting": 1, "tokens_per_s": 100.0},
         "sequences": {"full": 1, "int4": 1},
         "dropped_events": 4,
+        "suppressed_events": 0,
         "costs": {
             "full": {"bytes": 64, "token_s": 0.01, "exact": True},
             "int4": {"bytes": 16, "token_s": None, "exact": True},

@@ -1,6 +1,6 @@
 """Writes what outsiders may rely on over MQTT and HTTP: JSON Schemas and an AsyncAPI document.
 
-python tools/make_schemas.py            write docs/schemas/*.json and docs/asyncapi.json
+python tools/make_schemas.py            write docs/schemas/ and docs/asyncapi.json
 python tools/make_schemas.py --check    fail when a committed file is stale
 """
 
@@ -10,8 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from adaptive_kv import __version__
-from adaptive_kv.documents import Document, EventDocument, InfoDocument, StateDocument
+from adaptive_kv.documents import (
+    COMMANDS,
+    CommandResult,
+    DiscoveryDocument,
+    Document,
+    EventDocument,
+    InfoDocument,
+    StateDocument,
+)
 
 _DOCS = Path(__file__).parents[1] / "docs"
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -19,9 +29,14 @@ _MODELS: dict[str, type[Document]] = {
     "info": InfoDocument,
     "state": StateDocument,
     "event": EventDocument,
+    "cmd-result": CommandResult,
+    "discovery": DiscoveryDocument,
 }
+_PUBLISHED = ("availability", *_MODELS)
+_UNRETAINED = {"event", "cmd-result"}
 _NODE = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 _BINDING = "0.2.0"
+_DISCOVERY_ADDRESS = "homeassistant/device/{node}/config"
 
 
 def main() -> int:
@@ -44,6 +59,8 @@ def files() -> Iterator[tuple[Path, str]]:
     """Every generated file with what it should hold."""
     for name, model in _MODELS.items():
         yield _DOCS / "schemas" / f"{name}.json", _text(schema(name, model))
+    for name, command in COMMANDS.items():
+        yield _DOCS / "schemas" / "cmd" / f"{name}.json", _text(command_schema(name, command))
     yield _DOCS / "asyncapi.json", _text(asyncapi())
 
 
@@ -52,28 +69,39 @@ def schema(name: str, model: type[Document]) -> dict[str, Any]:
     made = model.model_json_schema(mode="serialization", by_alias=True)
     for part in (made, *made.get("$defs", {}).values()):
         part.pop("additionalProperties", None)
-    return {"$schema": _DIALECT, "$id": f"urn:adaptive-kv:{name}:1", **made}
+    return _headed(name, made)
+
+
+def command_schema(name: str, model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of one command. A field that it does not know is refused."""
+    return _headed(f"cmd:{name}", model.model_json_schema())
 
 
 def asyncapi() -> dict[str, Any]:
     """The topics, what they carry and how."""
+    published = {name: _message(model, f"{name}.json") for name, model in _MODELS.items()}
+    commands = {name: _message(model, f"cmd/{name}.json") for name, model in COMMANDS.items()}
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "adaptive-kv over MQTT",
             "version": __version__,
-            "description": "What one node tells about its cache. Within a boot, order documents "
-            "of one kind by seq, never by time.",
+            "description": "What one node tells about its cache, and what it obeys where "
+            "mqtt.commands is on. Within a boot, order documents of one kind by seq, never by "
+            "time.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": "application/json",
-        "channels": {name: _channel(name) for name in ("availability", *_MODELS)},
-        "operations": {f"publish_{name}": _operation(name) for name in ("availability", *_MODELS)},
+        "channels": {
+            **{name: _channel(name, _address(name)) for name in _PUBLISHED},
+            **{name: _channel(name, _address(f"cmd/{name}")) for name in COMMANDS},
+        },
+        "operations": {
+            **{f"publish_{name}": _operation(name) for name in _PUBLISHED},
+            **{f"obey_{name}": _command_operation(name) for name in COMMANDS},
+        },
         "components": {
-            "messages": {
-                "availability": _availability(),
-                **{name: _message(name, model) for name, model in _MODELS.items()},
-            },
+            "messages": {"availability": _availability(), **published, **commands},
             "parameters": {
                 "base": {"description": "mqtt.base of the node", "default": "adaptive-kv"},
                 "node": {"description": f"Name of the node, {_NODE}"},
@@ -82,21 +110,44 @@ def asyncapi() -> dict[str, Any]:
     }
 
 
-def _channel(name: str) -> dict[str, Any]:
+def _headed(name: str, made: dict[str, Any]) -> dict[str, Any]:
+    return {"$schema": _DIALECT, "$id": f"urn:adaptive-kv:{name}:1", **made}
+
+
+def _address(place: str) -> str:
+    return _DISCOVERY_ADDRESS if place == "discovery" else f"{{base}}/v1/{{node}}/{place}"
+
+
+def _channel(name: str, address: str) -> dict[str, Any]:
+    parameters = [key for key in ("base", "node") if f"{{{key}}}" in address]
     return {
-        "address": f"{{base}}/v1/{{node}}/{name}",
-        "parameters": {key: {"$ref": f"#/components/parameters/{key}"} for key in ("base", "node")},
+        "address": address,
+        "parameters": {key: {"$ref": f"#/components/parameters/{key}"} for key in parameters},
         "messages": {name: {"$ref": f"#/components/messages/{name}"}},
     }
 
 
 def _operation(name: str) -> dict[str, Any]:
-    binding = {"qos": 1, "retain": name != "event", "bindingVersion": _BINDING}
+    binding = {"qos": 1, "retain": name not in _UNRETAINED, "bindingVersion": _BINDING}
+    if name == "state":
+        binding["messageExpiryInterval"] = {"type": "integer", "description": "3 heartbeats"}
+    return {"action": "send", **_carried(name), "bindings": {"mqtt": binding}}
+
+
+def _command_operation(name: str) -> dict[str, Any]:
+    binding = {"qos": 1, "retain": False, "bindingVersion": _BINDING}
     return {
-        "action": "send",
+        "action": "receive",
+        **_carried(name),
+        "reply": _carried("cmd-result"),
+        "bindings": {"mqtt": binding},
+    }
+
+
+def _carried(name: str) -> dict[str, Any]:
+    return {
         "channel": {"$ref": f"#/channels/{name}"},
         "messages": [{"$ref": f"#/channels/{name}/messages/{name}"}],
-        "bindings": {"mqtt": binding},
     }
 
 
@@ -108,13 +159,13 @@ def _availability() -> dict[str, Any]:
     }
 
 
-def _message(name: str, model: type[Document]) -> dict[str, Any]:
+def _message(model: type[BaseModel], file: str) -> dict[str, Any]:
     return {
         "summary": (model.__doc__ or "").strip().splitlines()[0],
         "contentType": "application/json",
         "payload": {
             "schemaFormat": "application/schema+json;version=draft-2020-12",
-            "schema": {"$ref": f"./schemas/{name}.json"},
+            "schema": {"$ref": f"./schemas/{file}"},
         },
     }
 

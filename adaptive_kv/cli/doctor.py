@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
-import uuid
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,13 @@ from adaptive_kv.cli import options
 from adaptive_kv.errors import AdaptiveKVError, ConfigError, SensorError
 
 if TYPE_CHECKING:
-    from aiomqtt import Client
+    from adaptive_kv.config import Settings
+    from adaptive_kv.loader import RemotePolicy
 
-    from adaptive_kv.config import MqttSettings, Settings
-
-_BROKER_S = 5.0
+_POLICY_S = 5.0
+_HTTP_S = 2.0
+_OURSELVES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound
+"""How a service is reached that listens everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,11 @@ def doctor(
     node: options.Node = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check device, memory source, model, policy and broker; exit status 1 if any is red.
+    """Check device, memory source, model, policy, broker and unit; exit status 1 if any is red.
+
+    Run it on the box, as the user and with the configuration of the service. Of a broker it also
+    finds out whether this node is let say and hear what it has to, and whether another box has the
+    same name.
 
     Example: `adaptive-kv doctor --config /etc/adaptive-kv/adaptive-kv.toml --json`
     """
@@ -76,6 +84,7 @@ def _checks(settings: "Settings") -> Iterator[Check]:
         "model": _model,
         "policy": _policy,
         "broker": _broker,
+        "unit": _unit,
     }
     for name, look in looks.items():
         try:
@@ -140,57 +149,68 @@ def _model(settings: "Settings") -> str:
 
 
 def _policy(settings: "Settings") -> str:
-    from adaptive_kv.loader import load_policy
+    """That it starts where the service would start it, and answers."""
+    from adaptive_kv.loader import RemotePolicy, start_policy
     from adaptive_kv.testing import make_reading
 
-    decide, name = load_policy(settings.policy.name, settings.policy.options)
-    decision = decide(make_reading())
-    return f"{name} answers {decision.mode if decision else 'hold'}"
+    policy = settings.policy
+    running, name = start_policy(policy.name, policy.options, deadline_s=_POLICY_S)
+    if not isinstance(running, RemotePolicy):
+        return f"{name} answers {_shown(running(make_reading()))}"
+    try:
+        return f"{name}, in a process of its own, answers {_shown(_answer(running))}"
+    finally:
+        running.close()
+
+
+def _answer(policy: "RemotePolicy") -> object:
+    """What a policy in a child process makes of a quiet moment; silence is a fault, too."""
+    from adaptive_kv.testing import make_reading
+
+    while not (news := policy.exchange(make_reading())):
+        time.sleep(0.01)
+    return news[0]
+
+
+def _shown(answer: object) -> str:
+    from adaptive_kv.controller.asking import Fault
+    from adaptive_kv.policy import Decision
+
+    if isinstance(answer, Fault):
+        raise ConfigError(answer.text)
+    return str(answer.mode) if isinstance(answer, Decision) else "hold"
 
 
 def _broker(settings: "Settings") -> str:
     if settings.mqtt.url is None:
         return "none configured"
-    from aiomqtt import MqttError
+    from adaptive_kv.mqtt.checkup import CheckupError, check_broker
 
     try:
-        return asyncio.run(_echo(settings.mqtt))
-    except MqttError as error:
+        found = asyncio.run(check_broker(settings.mqtt, _boot_id(settings)))
+        return f"{settings.mqtt.url} {found}"
+    except CheckupError as error:
         raise ConfigError(f"{settings.mqtt.url}: {error}") from None
-    except TimeoutError:
-        raise ConfigError(
-            f"{settings.mqtt.url} did not return our own message within {_BROKER_S:g} s: is it "
-            "reachable, and may this node write and read there?"
-        ) from None
 
 
-async def _echo(mqtt: "MqttSettings") -> str:
-    """Publish where this node may write and read, and wait to see it.
+def _boot_id(settings: "Settings") -> str | None:
+    """Of the service that runs on this box with these settings; None where none answers."""
+    server = settings.server
+    host = _OURSELVES.get(server.host, server.host)
+    url = f"http://{f'[{host}]' if ':' in host else host}:{server.port}/status"
+    request = urllib.request.Request(url)
+    if server.token is not None:
+        request.add_header("Authorization", f"Bearer {server.token.get_secret_value()}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_HTTP_S) as answer:
+            boot_id = json.load(answer)["boot_id"]
+    except (OSError, ValueError, KeyError, TypeError, HTTPException):
+        return None
+    return str(boot_id)
 
-    A broker that denies a message by its rules still acknowledges it: only an echo proves more.
-    """
-    topic, token = f"{mqtt.base}/v1/{mqtt.node}/cmd/echo", uuid.uuid4().bytes
-    async with asyncio.timeout(_BROKER_S), _client(mqtt) as client:
-        await client.subscribe(topic, qos=1)
-        await client.publish(topic, token, qos=1)
-        async for message in client.messages:
-            if message.payload == token:
-                break
-    return f"{mqtt.url} returns what {mqtt.node} publishes"
 
+def _unit(_settings: "Settings") -> str:
+    from adaptive_kv.cli.unit import check_units
 
-def _client(mqtt: "MqttSettings") -> "Client":
-    from aiomqtt import Client
-
-    from adaptive_kv.mqtt.link import Broker
-
-    broker = Broker.of(mqtt)
-    return Client(
-        broker.host,
-        broker.port,
-        username=broker.username,
-        password=broker.password,
-        tls_context=broker.tls,
-        identifier=f"{mqtt.base.replace('/', '-')}-{mqtt.node}-doctor",
-        timeout=_BROKER_S,
-    )
+    return check_units()

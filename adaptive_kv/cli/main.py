@@ -13,6 +13,7 @@ from adaptive_kv.cli.plan import plan
 from adaptive_kv.cli.policy import policy
 from adaptive_kv.cli.replay import replay
 from adaptive_kv.cli.serve import serve
+from adaptive_kv.cli.watch import watch
 from adaptive_kv.errors import AdaptiveKVError, ConfigError, ModelError, PolicyError, TraceError
 
 EXIT_FAILURE = 1
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(generate)
 app.command()(demo)
+app.command()(watch)
 app.command()(plan)
 app.command()(replay)
 app.command()(calibrate)

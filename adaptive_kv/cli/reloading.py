@@ -4,7 +4,9 @@ import asyncio
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -109,28 +111,54 @@ class Reloader:
         return ladder
 
 
-def reload_on_hangup(reloader: Reloader, before: Hangups) -> None:
-    """Reload at every SIGHUP for as long as the running loop exists, and if one came before.
+class Reloads:
+    """Reloads whenever it is asked to; those who ask while it reloads are served by one more.
 
-    Those that come while it reloads are one more. It has a thread of its own, which nobody who ends
-    waits for: a policy may take long to load.
+    It has a thread of its own, which nobody who ends waits for: a policy may take long to load.
     """
-    told = threading.Event()
 
-    def reload() -> None:
-        while told.wait():
-            told.clear()
+    def __init__(self, reloader: Reloader) -> None:
+        self._reloader = reloader
+        self._told = threading.Event()
+        self._asking: deque[asyncio.Future[Reloaded]] = deque()
+
+    def start(self, before: Hangups) -> None:
+        """Reload at every SIGHUP for as long as the running loop exists, and if one came before."""
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._told.set)
+        if before.came:
+            self._told.set()
+        threading.Thread(target=self._run, name="reload", daemon=True).start()
+
+    async def ask(self) -> Reloaded:
+        """Reload, and wait for it. Raises `ConfigError` or `PolicyError` where it is refused."""
+        asked: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
+        self._asking.append(asked)
+        self._told.set()
+        return await asked
+
+    def _run(self) -> None:
+        while self._told.wait():
+            self._told.clear()
+            asking = [self._asking.popleft() for _ in range(len(self._asking))]
             try:
-                reloader.reload()
-            except (ConfigError, PolicyError):
-                continue  # it is in the log
-            except Exception:  # noqa: BLE001 - the next reload may be a better one
+                done: Reloaded | Exception = self._reloader.reload()
+            except (ConfigError, PolicyError) as error:
+                done = error  # it is in the log
+            except Exception as error:  # noqa: BLE001 - the next reload may be a better one
                 _log.exception("reload_failed")
+                done = error
+            for asked in asking:
+                with suppress(RuntimeError):  # its loop is closed
+                    asked.get_loop().call_soon_threadsafe(_answer, asked, done)
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, told.set)
-    if before.came:
-        told.set()
-    threading.Thread(target=reload, name="reload", daemon=True).start()
+
+def _answer(asked: asyncio.Future[Reloaded], done: Reloaded | Exception) -> None:
+    if asked.done():
+        return  # nobody waits for it any more
+    if isinstance(done, Exception):
+        asked.set_exception(done)
+    else:
+        asked.set_result(done)
 
 
 def _started(settings: Settings) -> Reconfigure:

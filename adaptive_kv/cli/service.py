@@ -17,10 +17,11 @@ from adaptive_kv.cli.event_lines import log_events
 from adaptive_kv.cli.hangups import Hangups
 from adaptive_kv.cli.notify import notify, notify_news
 from adaptive_kv.cli.progress import shown_progress
-from adaptive_kv.cli.reloading import Reloaded, Reloader, reload_on_hangup
+from adaptive_kv.cli.reloading import Reloaded, Reloader, Reloads
 from adaptive_kv.cli.supervision import supervise
 from adaptive_kv.config import Settings
 from adaptive_kv.documents import (
+    COMMANDS,
     DocumentMaker,
     InfoDocument,
     calibration_state,
@@ -32,6 +33,7 @@ from adaptive_kv.engine.service import Engine, start_engine
 from adaptive_kv.engine.status import Health
 from adaptive_kv.errors import Refusal
 from adaptive_kv.events import EventLog
+from adaptive_kv.mqtt.commands import Orders
 from adaptive_kv.mqtt.publisher import Publisher
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.app import make_app
@@ -87,13 +89,14 @@ class _Service:
         self.documents = DocumentMaker(
             lambda: engine.mailbox.status, node=settings.mqtt.node, boot_id=new_boot_id()
         )
+        self.reloads = Reloads(Reloader(engine, settings, load, self._tell_reloaded))
         self.publisher = Publisher(
             settings.mqtt,
-            info=_info(engine, self.documents, settings.cache.max_kl, engine.ladder),
+            info=_info(engine, self.documents, settings, engine.ladder),
             documents=self.documents,
             events=events,
+            orders=Orders(client=self.client, card=engine.card, reload=self.reloads.ask),
         )
-        self.reloader = Reloader(engine, settings, load, self._tell_reloaded)
         self.closing = asyncio.Event()
 
     @property
@@ -124,18 +127,18 @@ class _Service:
     def _listens(self, url: str) -> None:
         _log.info("listening", url=url)
         notify("READY=1")
-        reload_on_hangup(self.reloader, self.hangups)  # not before: a reload ends with READY=1
+        self.reloads.start(self.hangups)  # not before: a reload ends with READY=1
 
     def _tell_reloaded(self, reloaded: Reloaded) -> None:
         if "cache.ladder" in reloaded.changed:
-            max_kl, ladder = self.settings.cache.max_kl, reloaded.ladder
-            self.publisher.replace_info(_info(self.engine, self.documents, max_kl, ladder))
+            info = _info(self.engine, self.documents, self.settings, reloaded.ladder)
+            self.publisher.replace_info(info)
 
 
 def _info(
-    engine: Engine, documents: DocumentMaker, max_kl: float, ladder: Iterable[CacheMode]
+    engine: Engine, documents: DocumentMaker, settings: Settings, ladder: Iterable[CacheMode]
 ) -> InfoDocument:
-    device = engine.loaded.model.device
+    device, found = engine.loaded.model.device, engine.calibration
     return info_document(
         node=documents.node,
         boot_id=documents.boot_id,
@@ -144,7 +147,8 @@ def _info(
         model=engine.card.name,
         memory_source=engine.mailbox.status.memory.source,
         ladder=ladder,
-        calibration=calibration_state(found, max_kl) if (found := engine.calibration) else None,
+        calibration=calibration_state(found, settings.cache.max_kl) if found else None,
+        commands=COMMANDS if settings.mqtt.commands else (),
     )
 
 

@@ -4,6 +4,15 @@ Within a boot, order documents of one kind by `seq`, never by `time`. Readers mu
 that they do not know; a change that would break them gets another schema id.
 """
 
+from adaptive_kv.documents.commands import (
+    AUTO,
+    COMMANDS,
+    Command,
+    CommandId,
+    CommandResult,
+    SetMode,
+)
+from adaptive_kv.documents.homeassistant import DiscoveryDocument
 from adaptive_kv.documents.make import (
     DocumentMaker,
     calibration_state,
@@ -25,14 +34,21 @@ from adaptive_kv.documents.models import (
 )
 
 __all__ = [
+    "AUTO",
+    "COMMANDS",
     "EVENT_SCHEMA",
     "INFO_SCHEMA",
     "STATE_SCHEMA",
     "CalibrationState",
+    "Command",
+    "CommandId",
+    "CommandResult",
+    "DiscoveryDocument",
     "Document",
     "DocumentMaker",
     "EventDocument",
     "InfoDocument",
+    "SetMode",
     "StateDocument",
     "calibration_state",
     "event_document",

@@ -42,7 +42,8 @@ class DocumentMaker:
         self.node = node
         self.boot_id = boot_id
         self.dropped_events = 0
-        """Written by whoever publishes events."""
+        """Written by whoever publishes events, as the next one."""
+        self.suppressed_events = 0
         self.status = status
         """The truth of this moment, as the engine has it."""
         self._clock = clock
@@ -57,11 +58,14 @@ class DocumentMaker:
             seq=next(self._seqs),
             time=self._clock(),
             dropped_events=self.dropped_events,
+            suppressed_events=self.suppressed_events,
         )
 
-    def event(self, recorded: Recorded) -> EventDocument:
+    def event(self, recorded: Recorded, *, num_suppressed: int = 0) -> EventDocument:
         """The document of an event; the same one however often it is asked for."""
-        return event_document(recorded, node=self.node, boot_id=self.boot_id)
+        return event_document(
+            recorded, node=self.node, boot_id=self.boot_id, num_suppressed=num_suppressed
+        )
 
 
 def new_boot_id() -> str:
@@ -70,7 +74,14 @@ def new_boot_id() -> str:
 
 
 def state_document(
-    status: Status, *, node: str, boot_id: str, seq: int, time: float, dropped_events: int
+    status: Status,
+    *,
+    node: str,
+    boot_id: str,
+    seq: int,
+    time: float,
+    dropped_events: int,
+    suppressed_events: int = 0,
 ) -> StateDocument:
     """`status` as outsiders see it; `time` is wall clock, in seconds since the epoch."""
     latency = {"token_p50_s": status.latency.p50_s, "token_p95_s": status.latency.p95_s}
@@ -92,14 +103,17 @@ def state_document(
             "load": status.load,
             "sequences": status.num_sequences_by_mode,
             "dropped_events": dropped_events,
+            "suppressed_events": suppressed_events,
             "costs": status.costs,
             "sequence_list": status.sequences,
         }
     )
 
 
-def event_document(recorded: Recorded, *, node: str, boot_id: str) -> EventDocument:
-    """An event as outsiders see it."""
+def event_document(
+    recorded: Recorded, *, node: str, boot_id: str, num_suppressed: int = 0
+) -> EventDocument:
+    """An event as outsiders see it; before it, `num_suppressed` were kept from them."""
     event = recorded.event
     own = {key: getattr(event, name) for key, name in own_keys(type(event)).items()}
     if isinstance(event, SequenceSwitched):
@@ -112,6 +126,7 @@ def event_document(recorded: Recorded, *, node: str, boot_id: str) -> EventDocum
             "seq": recorded.seq,
             "time": rfc3339(recorded.time_s),
             "type": event.type,
+            "suppressed": num_suppressed or None,
             **own,
         }
     )
@@ -127,6 +142,7 @@ def info_document(
     memory_source: str,
     ladder: Iterable[str],
     calibration: CalibrationState | None = None,
+    commands: Iterable[str] = (),
 ) -> InfoDocument:
     """What seldom changes while the process runs; `time` is seconds since the epoch."""
     return InfoDocument(
@@ -141,6 +157,7 @@ def info_document(
         ladder=tuple(ladder),
         calibration=calibration,
         schemas=(STATE_SCHEMA, EVENT_SCHEMA, INFO_SCHEMA),
+        commands=tuple(commands),
     )
 
 

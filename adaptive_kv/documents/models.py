@@ -46,9 +46,8 @@ EVENTS: tuple[type[Event], ...] = (
 _RENAMED = {"from_mode": "from", "to_mode": "to"}
 _ALSO: dict[type[Event], tuple[str, ...]] = {SequenceSwitched: ("sequences",)}
 
-Mode = Annotated[
-    str, Field(pattern=r"^(full|int8|int4|disabled|window:[1-9][0-9]{0,8}(\+int8|\+int4)?)$")
-]
+MODE_PATTERN = r"^(full|int8|int4|disabled|window:[1-9][0-9]{0,8}(\+int8|\+int4)?)$"
+Mode = Annotated[str, Field(pattern=MODE_PATTERN)]
 Node = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 # Told, not enforced: a number that is wrong by our fault must not keep the others from being shown.
 Count = Annotated[int, Field(json_schema_extra={"minimum": 0})]
@@ -168,7 +167,10 @@ class StateDocument(Document):
     sequences: dict[Mode, Count]
     """How many sequences run in each mode."""
     dropped_events: Count
-    """Events of this boot that were never published, because the broker was away too long."""
+    """Events of this boot that were never published, because the broker was away too long or denied
+    them."""
+    suppressed_events: Count = 0
+    """Events of this boot that were not published because there were too many of their type."""
     costs: dict[Mode, CostState]
     sequence_list: tuple[SequenceState, ...]
     """The first ones only, where there are many."""
@@ -179,7 +181,8 @@ def _without_null(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
-_LEFT_OUT = Field(None, json_schema_extra=_without_null)
+LEFT_OUT = Field(None, json_schema_extra=_without_null)
+"""For what is left out of a sparse document where there is nothing to say."""
 
 
 def own_keys(kind: type[Event]) -> dict[str, str]:
@@ -209,33 +212,36 @@ class EventDocument(Document):
     boot_id: str
     """Another one after every start of the process."""
     seq: Annotated[int, Field(ge=1)]
-    """Counts the events of this boot without gaps."""
+    """Counts the events of this boot; a gap is one that was dropped or suppressed."""
     time: Time
     type: Annotated[str, Field(json_schema_extra={"enum": [kind.type for kind in EVENTS]})]
     from_: Mode | SkipJsonSchema[None] = Field(None, alias="from", json_schema_extra=_without_null)
-    to: Mode | SkipJsonSchema[None] = _LEFT_OUT
-    reason: str | SkipJsonSchema[None] = _LEFT_OUT
-    duration_s: Seconds | SkipJsonSchema[None] = _LEFT_OUT
-    freed_bytes: int | SkipJsonSchema[None] = _LEFT_OUT
+    to: Mode | SkipJsonSchema[None] = LEFT_OUT
+    reason: str | SkipJsonSchema[None] = LEFT_OUT
+    duration_s: Seconds | SkipJsonSchema[None] = LEFT_OUT
+    freed_bytes: int | SkipJsonSchema[None] = LEFT_OUT
     """Negative where the cache grew."""
-    sequences: Count | SkipJsonSchema[None] = _LEFT_OUT
+    sequences: Count | SkipJsonSchema[None] = LEFT_OUT
     """How many sequences switched."""
-    sequence: str | SkipJsonSchema[None] = _LEFT_OUT
+    sequence: str | SkipJsonSchema[None] = LEFT_OUT
     """The one sequence concerned."""
-    num_tokens: Count | SkipJsonSchema[None] = _LEFT_OUT
-    parked_s: Seconds | SkipJsonSchema[None] = _LEFT_OUT
-    needed_bytes: int | SkipJsonSchema[None] = _LEFT_OUT
-    policy: str | SkipJsonSchema[None] = _LEFT_OUT
-    faults: Count | SkipJsonSchema[None] = _LEFT_OUT
+    num_tokens: Count | SkipJsonSchema[None] = LEFT_OUT
+    parked_s: Seconds | SkipJsonSchema[None] = LEFT_OUT
+    needed_bytes: int | SkipJsonSchema[None] = LEFT_OUT
+    policy: str | SkipJsonSchema[None] = LEFT_OUT
+    faults: Count | SkipJsonSchema[None] = LEFT_OUT
     """How many faults this policy has had."""
-    error: str | SkipJsonSchema[None] = _LEFT_OUT
-    source: str | SkipJsonSchema[None] = _LEFT_OUT
+    error: str | SkipJsonSchema[None] = LEFT_OUT
+    source: str | SkipJsonSchema[None] = LEFT_OUT
     """The memory source concerned."""
-    request: str | SkipJsonSchema[None] = _LEFT_OUT
-    code: str | SkipJsonSchema[None] = _LEFT_OUT
+    request: str | SkipJsonSchema[None] = LEFT_OUT
+    code: str | SkipJsonSchema[None] = LEFT_OUT
     """Why a request was rejected."""
-    running: Count | SkipJsonSchema[None] = _LEFT_OUT
+    running: Count | SkipJsonSchema[None] = LEFT_OUT
     """How many sequences were running."""
+    suppressed: Count | SkipJsonSchema[None] = LEFT_OUT
+    """How many events before this one were not published because there were too many of their
+    type; over MQTT alone."""
 
 
 class FormatLossState(Document):
@@ -284,3 +290,5 @@ class InfoDocument(Document):
     """Null where nothing was measured: no lossy mode on the ladder, or no room for it."""
     schemas: tuple[str, ...]
     """Ids of the documents that this node publishes."""
+    commands: tuple[str, ...] = ()
+    """What this node obeys over MQTT; none where that is off."""

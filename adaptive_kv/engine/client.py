@@ -116,6 +116,16 @@ class EngineClient:
         """Return to the policy."""
         self._mailbox.post(UnpinMode())
 
+    async def until_pinned(self, mode: CacheMode | None, within_s: float) -> None:
+        """Wait until the worker holds `mode`, or none; the guard may hold another for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not self._is_pinned(mode):
+                    await asyncio.sleep(0.01)
+
+    def _is_pinned(self, mode: CacheMode | None) -> bool:
+        return self.status.pinned == (mode is not None) and mode in {None, self.status.mode}
+
     def drain(self) -> None:
         """Let the worker take no more requests."""
         self._mailbox.post(BeginDrain())

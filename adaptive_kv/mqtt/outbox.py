@@ -1,11 +1,73 @@
 """What is to be published and when, without a broker and without a clock."""
 
+from collections import defaultdict
+
 from adaptive_kv.engine.status import Status
-from adaptive_kv.events import EventLog, Recorded
+from adaptive_kv.events import (
+    Drain,
+    Event,
+    EventLog,
+    ModeChanged,
+    Recorded,
+    SequenceSwitched,
+)
 
 _MIN_INTERVAL_S = 1.05
 """A little over the promised second, so that it holds where the state arrives, too."""
 _NOTABLE_MEMORY_SHARE = 0.05
+_EVENTS_PER_S, _EVENT_BURST = 1.0, 20
+_NEVER_SUPPRESSED: tuple[type[Event], ...] = (ModeChanged, SequenceSwitched, Drain)
+"""The guard bounds how often these happen; the others, clients and broken parts cause at will."""
+
+
+class Bucket:
+    """Lets `burst` things through at once, and `per_s` of them in the long run.
+
+    Times are seconds of the caller's clock; one that jumps does no harm.
+    """
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._tokens = float(burst)
+        self._last_s: float | None = None
+
+    def take(self, now_s: float) -> bool:
+        """Whether one more may pass at `now_s`."""
+        passed_s = 0.0 if self._last_s is None else max(0.0, now_s - self._last_s)
+        self._last_s = now_s
+        self._tokens = min(self._burst, self._tokens + passed_s * self._per_s)
+        may_pass = self._tokens >= 1
+        self._tokens -= may_pass
+        return may_pass
+
+
+class Retained:
+    """The latest text for each retained topic, and what of it the broker has yet to be told.
+
+    Any thread puts, one tells.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+
+    def put(self, topic: str, text: str) -> None:
+        """What the broker shall keep from now on."""
+        self._latest[topic] = text
+
+    def untold(self) -> list[tuple[str, str]]:
+        """Topics with texts that the broker does not know."""
+        return [pair for pair in self._latest.items() if self._told.get(pair[0]) is not pair[1]]
+
+    def told(self, topic: str, text: str) -> None:
+        """The broker has confirmed it. What is taken back by an empty text need not be repeated."""
+        self._told[topic] = text
+        if not text:
+            self._latest.pop(topic)
+
+    def forget(self) -> None:
+        """The broker may have lost what it was told."""
+        self._told.clear()
 
 
 class StatePace:
@@ -63,20 +125,54 @@ def _gist(status: Status) -> tuple[object, ...]:
 
 
 class EventCursor:
-    """Follows the event log: every event once, in order, or counted as dropped."""
+    """Follows the event log: every event is told once, in order, or counted.
+
+    A type that happens too often is suppressed for a while; those that switch a mode never are.
+    """
 
     def __init__(self, events: EventLog) -> None:
         self._events = events
-        self._seq = 0
+        self._seq = self._judged_seq = 0
+        self._buckets: dict[str, Bucket] = defaultdict(lambda: Bucket(_EVENTS_PER_S, _EVENT_BURST))
         self.num_dropped = 0
+        """Those that the log let go, or the broker denied."""
+        self.num_suppressed = 0
+        self.num_suppressed_before = 0
+        """Those since the last one that was told."""
 
     def pending(self) -> list[Recorded]:
-        """Events that are not delivered yet, oldest first; counts those that the log let go."""
+        """Events that are not dealt with yet, oldest first; counts those that the log let go."""
+        if self._events.last_seq == self._seq:
+            return []
         kept, num_missed = self._events.since(self._seq)
         self.num_dropped += num_missed
         self._seq += num_missed
         return kept
 
+    def admits(self, recorded: Recorded) -> bool:
+        """Whether the oldest pending event is to be told; if not, it is counted and dealt with."""
+        if recorded.seq <= self._judged_seq:
+            return True  # the connection was lost while it was told
+        self._judged_seq = recorded.seq
+        if self._has_room_for(recorded):
+            return True
+        self._seq = recorded.seq
+        self.num_suppressed += 1
+        self.num_suppressed_before += 1
+        return False
+
     def delivered(self, recorded: Recorded) -> None:
         """The broker has confirmed `recorded`."""
         self._seq = recorded.seq
+        self.num_suppressed_before = 0
+
+    def denied(self, recorded: Recorded) -> None:
+        """The broker does not want `recorded` from us."""
+        self._seq = recorded.seq
+        self.num_dropped += 1
+
+    def _has_room_for(self, recorded: Recorded) -> bool:
+        """By when it happened: an outage makes no flood of what came at leisure."""
+        if isinstance(recorded.event, _NEVER_SUPPRESSED):
+            return True
+        return self._buckets[recorded.event.type].take(recorded.time_s)

@@ -9,6 +9,11 @@ _BASE = re.compile(r"[^$+#/\s\0][^+#/\s\0]*(/[^+#/\s\0]+)*")
 _NODE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
+def is_node(name: str) -> bool:
+    """Whether a node may be called so."""
+    return _NODE.fullmatch(name) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Topics:
     """The topics `<base>/v1/<node>/...` of one node.
@@ -25,7 +30,7 @@ class Topics:
                 f"{self.base!r} cannot begin topics; use words without + # $ or spaces, with / "
                 "between them"
             )
-        if _NODE.fullmatch(self.node) is None:
+        if not is_node(self.node):
             raise ConfigError(
                 f"{self.node!r} is no name for a node; use up to 63 of a-z 0-9 _ - and begin with "
                 "a letter or a digit"
@@ -38,7 +43,7 @@ class Topics:
 
     @property
     def info(self) -> str:
-        """Retained; once per connection."""
+        """Retained; seldom changes."""
         return self._of("info")
 
     @property
@@ -50,6 +55,30 @@ class Topics:
     def event(self) -> str:
         """One message per event."""
         return self._of("event")
+
+    @property
+    def commands(self) -> str:
+        """What to subscribe to in order to hear all commands."""
+        return self.command("+")
+
+    def command(self, name: str) -> str:
+        """Where one command is heard."""
+        return self._of(f"cmd/{name}")
+
+    @property
+    def result(self) -> str:
+        """One answer per command."""
+        return self._of("cmd-result")
+
+    @property
+    def discovery(self) -> str:
+        """Retained; where Home Assistant looks for this node."""
+        return f"homeassistant/device/{self.node}/config"
+
+    @property
+    def all(self) -> str:
+        """What to subscribe to in order to hear everything of this node."""
+        return self._of("#")
 
     @property
     def client_id(self) -> str:

@@ -77,9 +77,7 @@ class Routes:
         mode = await self._asked_mode(request) if request.method == "PUT" else None
         client = self.service.client
         client.unpin() if mode is None else client.pin(mode)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.service.patience.pin_s):
-                await self._shown(mode)
+        await client.until_pinned(mode, self.service.patience.pin_s)
         return _json({"pinned": mode is not None, "mode": mode, "active_mode": client.status.mode})
 
     async def page(self, _request: Request) -> Response:
@@ -93,12 +91,6 @@ class Routes:
             message = f"{mode} cannot be used with {self.service.card.name!r}"
             raise refuse(message, param="mode", code="mode_not_supported")
         return mode
-
-    async def _shown(self, pin: CacheMode | None) -> None:
-        """Until the worker publishes the pin; the guard may still hold another mode."""
-        client = self.service.client
-        while client.status.pinned != (pin is not None) or pin not in (None, client.status.mode):
-            await asyncio.sleep(0.01)
 
     async def _follow(self, seq: int) -> AsyncGenerator[bytes]:
         """Events after `seq` as they happen, until the server closes."""

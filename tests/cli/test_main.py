@@ -13,6 +13,7 @@ COMMANDS = [
     ("serve",),
     ("generate",),
     ("demo",),
+    ("watch",),
     ("doctor",),
     ("policy", "list"),
     ("policy", "check"),

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,31 @@ def test_a_policy_that_was_replaced_comes_back_once_its_file_was_mended(tmp_path
         assert shows(served, lambda now: now["policy"]["status"] == "ok")
         assert status(served)["policy"]["name"] == "mine.py:decide"
         assert status(served)["health"] == "ok"
+
+
+def test_a_command_over_mqtt_reloads_and_is_told_what_came_of_it(tmp_path: Path) -> None:
+    config, topic = tmp_path / "mine.toml", "adaptive-kv/v1/box/cmd/reload-config"
+    config.write_text(START)
+    with (
+        running_mosquitto(tmp_path) as broker,
+        Listener(broker) as listener,
+        serving(
+            *(tmp_path, "--config", "mine.toml", "--mqtt-url", broker.url, "--node", "box"),
+            ADAPTIVE_KV_MQTT__COMMANDS="true",
+        ) as served,
+    ):
+
+        def asked(id_: str) -> dict[str, Any]:
+            listener.send(topic, json.dumps({"id": id_, "not_after": time.time() + 60}))
+            assert listener.hears(lambda it: it.of("cmd-result")[-1:] != [])
+            assert comes_true(lambda: listener.of("cmd-result")[-1].json["id"] == id_)
+            return listener.of("cmd-result")[-1].json
+
+        config.write_text(CHANGED)
+        assert asked("a") == {"id": "a", "status": "ok", "error": None}
+        assert shows(served, lambda now: now["policy"]["name"] == "fixed")
+        config.write_text("[memory]\nflour = 1\n")
+        refused = asked("b")
+        assert refused["status"] == "error"
+        assert "memory.flour: unknown key; did you mean memory.floor?" in refused["error"]
+        assert status(served)["policy"]["name"] == "fixed"

@@ -27,10 +27,12 @@ class Served:
 
 
 @contextmanager
-def starting(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Notified]]:
+def starting(
+    home: Path, *arguments: str, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], Notified]]:
     """The service as systemd would start it, on a port of its choice."""
     address = home / "notify"
-    environment = clean_environment(home, {"NOTIFY_SOCKET": str(address)})
+    environment = clean_environment(home, {"NOTIFY_SOCKET": str(address)} | variables)
     command = [COMMAND, "serve", "--device", "cpu", "--port", "0", *arguments]
     with (
         Notified(address) as notified,
@@ -45,9 +47,9 @@ def starting(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
 
 
 @contextmanager
-def serving(home: Path, *arguments: str) -> Iterator[Served]:
+def serving(home: Path, *arguments: str, **variables: str) -> Iterator[Served]:
     """The service once it listens."""
-    with starting(home, *arguments) as (process, notified):
+    with starting(home, *arguments, **variables) as (process, notified):
         yield Served(process, listening(process), notified)
 
 

@@ -152,11 +152,12 @@ def test_a_ladder_without_packed_rungs_needs_no_calibration(records: Path) -> No
 
 def test_a_format_past_the_limit_is_neither_on_the_ladder_nor_in_the_info(records: Path) -> None:
     ladder = ("full", "int8", "int4", "window:64+int4", "window:64", "disabled")
-    engine = start_engine(settings_of(ladder=ladder, max_kl=1e-4), EventLog())
+    settings = settings_of(ladder=ladder, max_kl=1e-4)
+    engine = start_engine(settings, EventLog())
     try:
         assert engine.ladder == ("full", "int8", "window:64", "disabled")
         documents = DocumentMaker(lambda: engine.mailbox.status, node="box", boot_id="00c0ffee")
-        info = json.loads(_info(engine, documents, 1e-4, engine.ladder).to_json())
+        info = json.loads(_info(engine, documents, settings, engine.ladder).to_json())
     finally:
         engine.stop()
     validate("info", info)

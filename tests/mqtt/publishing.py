@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,13 +12,29 @@ from broker import PATIENT_S, comes_true
 from statuses import make_status
 
 from adaptive_kv.config import MqttSettings
-from adaptive_kv.documents import DocumentMaker, info_document
-from adaptive_kv.engine.status import Status
+from adaptive_kv.documents import COMMANDS, DocumentMaker, info_document
+from adaptive_kv.engine.card import ModelCard
+from adaptive_kv.engine.client import EngineClient
+from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.events import Drain, EventLog
+from adaptive_kv.mqtt.commands import Orders
 from adaptive_kv.mqtt.link import Timing
 from adaptive_kv.mqtt.publisher import Publisher
 
+CARD = ModelCard(
+    name="demo",
+    max_context=4096,
+    vocab_size=100,
+    created_s=0,
+    supports=lambda mode: mode.page_format != "int8",
+)
 HASTY = Timing(answer_s=1.0, keepalive_s=3, will_delay_s=1, longest_retry_s=0.2, farewell_s=3.0)
+BRIEF = replace(HASTY, farewell_s=0.2)
+"""For tests that are not about the end."""
+
+
+async def _reload() -> None:
+    """As if nothing had changed."""
 
 
 @dataclass
@@ -26,14 +42,14 @@ class Node:
     """What a worker would have: a log to append to and a status to replace."""
 
     events: EventLog = field(default_factory=lambda: EventLog(capacity=64))
-    truth: Status = field(default_factory=make_status)
+    mailbox: Mailbox = field(default_factory=lambda: Mailbox(make_status()))
     complaints: list[str] = field(default_factory=list)
     """What asyncio found nobody had looked after."""
     publisher: Publisher = field(init=False)
     documents: DocumentMaker = field(init=False)
 
     def change(self, **changes: Any) -> None:
-        self.truth = replace(self.truth, **changes)
+        self.mailbox.status = replace(self.mailbox.status, **changes)
 
     def append(self, *numbers: int) -> None:
         for number in numbers:
@@ -47,27 +63,39 @@ class Node:
 
     def has_told_all(self) -> bool:
         """Whether the broker soon has confirmed everything."""
-        return comes_true(lambda: self.publisher._cursor._seq == self.events.last_seq)
+        return comes_true(lambda: self.publisher._teller._cursor._seq == self.events.last_seq)
 
 
 def make_node(
-    url: str | None, events: EventLog | None = None, timing: Timing = HASTY, **settings: Any
+    url: str | None,
+    events: EventLog | None = None,
+    timing: Timing = HASTY,
+    reload: Callable[[], Awaitable[object]] = _reload,
+    boot_id: str = "00c0ffee",
+    **settings: Any,
 ) -> Node:
     """A node called `edge-07` that does not run yet."""
     node = Node(events=events or EventLog(capacity=64))
     info = info_document(
         node="edge-07",
-        boot_id="00c0ffee",
+        boot_id=boot_id,
         time=0.0,
         device="cpu",
         model="demo",
         memory_source="file",
         ladder=("full", "int4"),
+        commands=COMMANDS if settings.get("commands") else (),
     )
     chosen = MqttSettings(url=url, node="edge-07", **{"heartbeat_s": 60.0, **settings})
-    node.documents = DocumentMaker(lambda: node.truth, node="edge-07", boot_id="00c0ffee")
+    mailbox = node.mailbox
+    node.documents = DocumentMaker(lambda: mailbox.status, node="edge-07", boot_id=boot_id)
     node.publisher = Publisher(
-        chosen, info=info, documents=node.documents, events=node.events, timing=timing
+        chosen,
+        info=info,
+        documents=node.documents,
+        events=node.events,
+        orders=Orders(client=EngineClient(mailbox, max_in_flight=1), card=CARD, reload=reload),
+        timing=timing,
     )
     return node
 

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import trustme
 from aiomqtt import MqttCodeError, MqttError, ProtocolVersion
 from broker import Listener, Mosquitto, comes_true, running_mosquitto
 from mqtt.publishing import make_node, publishing
+from mqtt.secured import tls
 from mqtt.wire import wired
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from adaptive_kv.errors import ConfigError
-from adaptive_kv.mqtt.link import next_version
+from adaptive_kv.mqtt.link import Timing
+from adaptive_kv.mqtt.upkeep import Backoff, next_version
 
 V5, V311 = ProtocolVersion.V5, ProtocolVersion.V311
 PASSWORD = "correct horse"
@@ -59,6 +60,43 @@ def test_silence_is_no_reason_to_doubt_a_version_that_has_worked() -> None:
     assert next_version(V5, MqttCodeError(135), is_v5_known=False) is V5
 
 
+def test_a_broker_is_soon_found_again_however_long_it_was_away() -> None:
+    """After half as long again, or seconds where it keeps losing us; a minute at most."""
+    backoff = Backoff(Timing(), now_s=100.0)
+    for _ in range(10):
+        backoff.lost(now_s=100.0, lasted_s=1.0)
+    assert backoff.ceiling_s(100.0) == 3.0
+    assert backoff.ceiling_s(106.0) == 3.0
+    assert backoff.ceiling_s(112.0) == 6.0
+    assert backoff.ceiling_s(1e6) == 60.0
+    backoff.lost(now_s=200.0, lasted_s=20.0)
+    assert backoff.ceiling_s(200.0) == 0.2
+    waits_s = [backoff.rest_s(204.0) for _ in range(200)]
+    assert 0 <= min(waits_s) < 0.5, "full jitter"
+    assert 1.5 < max(waits_s) <= 2.0
+
+
+def test_what_a_broker_denies_is_logged_once_per_connection(tmp_path: Path) -> None:
+    """It confirms what it denies; only MQTT 5 says so, and then no such event counts as told."""
+    rules = tmp_path / "rules"
+    rules.write_text("topic write adaptive-kv/v1/edge-07/availability\n")
+    rules.chmod(0o600)
+    with (
+        running_mosquitto(tmp_path, ["allow_anonymous true", f"acl_file {rules}"]) as broker,
+        capture_logs() as logs,
+        publishing(broker.url) as node,
+    ):
+        node.append(1, 2)
+        assert node.has_told_all()
+        assert comes_true(lambda: node.documents.dropped_events == 2)
+        assert node.is_connected()
+        assert "denies us" in (node.publisher.status.last_error or "")
+        broker.kill()
+        assert comes_true(lambda: not node.is_connected())
+    denied = [log["topic"] for log in logs if log["event"] == "mqtt_denied"]
+    assert denied == [f"adaptive-kv/v1/edge-07/{name}" for name in ("info", "state", "event")]
+
+
 def test_who_gives_the_right_password_is_let_in(guarded: Mosquitto) -> None:
     secret = SecretStr(PASSWORD)
     with publishing(guarded.url, username="edge", password=secret) as node:
@@ -82,13 +120,7 @@ def test_a_wrong_password_is_tried_again_and_never_shown(guarded: Mosquitto) -> 
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[Mosquitto]:
     """A broker that speaks TLS, as `localhost`."""
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
-    localhost = authority.issue_cert("localhost")
-    localhost.cert_chain_pems[0].write_to_path(str(tmp_path / "localhost.pem"))
-    localhost.private_key_pem.write_to_path(str(tmp_path / "localhost-key.pem"))
-    options = [f"certfile {tmp_path}/localhost.pem", f"keyfile {tmp_path}/localhost-key.pem"]
-    with running_mosquitto(tmp_path, ["allow_anonymous true", *options]) as running:
+    with running_mosquitto(tmp_path, ["allow_anonymous true", *tls(tmp_path)]) as running:
         yield running
 
 

@@ -139,6 +139,14 @@ def test_leaving_a_frozen_broker_takes_no_longer_than_the_farewell(broker: Mosqu
         assert listener.hears(lambda heard: heard.texts("availability")[-1] == "offline")
 
 
+def test_the_end_may_come_while_a_frozen_broker_is_waited_for(broker: Mosquitto) -> None:
+    """Nothing is left behind that asyncio would complain of."""
+    broker.freeze()
+    with publishing(broker.url):
+        time.sleep(0.3)
+    broker.thaw()
+
+
 def test_an_outage_is_logged_once_and_so_is_its_end(tmp_path: Path) -> None:
     broker = Mosquitto(tmp_path)
     try:

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from statuses import FULL, INT4, WINDOW, make_status
+from statuses import EVERY_EVENT, FULL, INT4, WINDOW, make_status
 
 from adaptive_kv.engine.status import Health, PolicyStatus
-from adaptive_kv.events import Drain, EventLog
-from adaptive_kv.mqtt.outbox import EventCursor, StatePace, is_news
+from adaptive_kv.events import Drain, EventLog, ModeChanged, SequenceSwitched
+from adaptive_kv.mqtt.outbox import Bucket, EventCursor, Retained, StatePace, is_news
 from adaptive_kv.policy import Latency, Load
 
 STATUS = make_status()
@@ -104,3 +104,85 @@ def test_every_event_is_delivered_in_order_or_counted(capacity: int, acts: list[
             delivered.append(recorded.seq)
     assert delivered == sorted(set(delivered))
     assert len(delivered) + cursor.num_dropped == log.last_seq
+
+
+@given(st.lists(st.floats(-5.0, 5.0), max_size=100), st.integers(1, 30))
+def test_a_bucket_lets_no_more_through_than_it_says(steps: list[float], burst: int) -> None:
+    """Even where the clock goes back: that time does not count."""
+    bucket, now_s, passed_s, num_taken = Bucket(2.0, burst), 0.0, 0.0, 0
+    for step_s in steps:
+        now_s += step_s
+        passed_s += max(0.0, step_s)
+        num_taken += bucket.take(now_s)
+        assert num_taken <= burst + 2.0 * passed_s
+
+
+def test_a_bucket_that_was_emptied_fills_again() -> None:
+    bucket = Bucket(1.0, 3)
+    assert [bucket.take(0.0) for _ in range(4)] == [True, True, True, False]
+    assert [bucket.take(2.1) for _ in range(3)] == [True, True, False]
+
+
+@given(st.lists(st.sampled_from(EVERY_EVENT), max_size=200), st.integers(1, 64))
+def test_every_event_is_told_or_counted_whatever_its_type(events: list[Any], capacity: int) -> None:
+    now_s = 0.0
+    log = EventLog(capacity, clock=lambda: now_s)
+    cursor, told, num_before = EventCursor(log), list[Any](), 0
+    for number, event in enumerate(events, 1):
+        now_s += 0.01
+        log.append(event)
+        if number % 7 and number < len(events):
+            continue
+        for recorded in cursor.pending():
+            if cursor.admits(recorded):
+                assert cursor.admits(recorded), "again, after the connection was lost"
+                told.append(recorded)
+                num_before += cursor.num_suppressed_before
+                cursor.delivered(recorded)
+    assert [recorded.seq for recorded in told] == sorted({recorded.seq for recorded in told})
+    assert len(told) + cursor.num_dropped + cursor.num_suppressed == log.last_seq
+    assert num_before + cursor.num_suppressed_before == cursor.num_suppressed
+
+
+def test_a_flood_of_one_type_hides_no_other_and_no_switch() -> None:
+    now_s = 0.0
+    log = EventLog(clock=lambda: now_s)
+    cursor = EventCursor(log)
+    for event in (event for event in EVERY_EVENT for _ in range(30)):
+        log.append(event)
+    told = [recorded.event for recorded in cursor.pending() if cursor.admits(recorded)]
+    for event in EVERY_EVENT:
+        never = isinstance(event, ModeChanged | SequenceSwitched | Drain)
+        assert told.count(event) == (30 if never else 20)
+
+
+def test_an_outage_makes_no_flood_of_what_came_at_leisure() -> None:
+    now_s = 0.0
+    log = EventLog(clock=lambda: now_s)
+    cursor = EventCursor(log)
+    for _ in range(60):
+        now_s += 1.0
+        log.append(EVERY_EVENT[7])
+    assert sum(map(cursor.admits, cursor.pending())) == 60
+
+
+def test_what_is_retained_is_told_once_until_it_changes_or_may_be_lost() -> None:
+    retained = Retained()
+    retained.put("info", "old")
+    retained.put("info", "new")
+    assert retained.untold() == [("info", "new")]
+    retained.told("info", "new")
+    assert retained.untold() == []
+    retained.forget()
+    assert retained.untold() == [("info", "new")]
+    retained.put("info", "newer")
+    retained.told("info", "new")
+    assert retained.untold() == [("info", "newer")], "which was put while the other was told"
+
+
+def test_what_was_taken_back_is_not_taken_back_again() -> None:
+    retained = Retained()
+    retained.put("discovery", "")
+    retained.told("discovery", "")
+    retained.forget()
+    assert retained.untold() == []
