@@ -44,6 +44,7 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 	@$(BIN)/python benchmarks/policies.py
+	@$(BIN)/python benchmarks/replay.py
 	@$(BIN)/python benchmarks/modes.py
 	@$(BIN)/python benchmarks/mqtt.py
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,12 +26,14 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would have saved every file that the page shows."""
+    """Where a reader would have saved every file that the page shows, and the traces."""
     folder = tmp_path_factory.mktemp("tutorial")
     for text in blocks("python"):
         name = re.match(r"# (\w+\.py)\n", text)
         assert name is not None, text
         (folder / name[1]).write_text(text)
+    for trace in (ROOT / "docs" / "traces").glob("*.jsonl.gz"):
+        shutil.copy(trace, folder)
     return folder
 
 

@@ -106,6 +106,11 @@ class Controller:
         return self._mode_since_s or 0.0
 
     @property
+    def min_dwell_s(self) -> float:
+        """What the wait before a way up is at least."""
+        return self._dwell.min_s
+
+    @property
     def pinned(self) -> CacheMode | None:
         """The mode held by hand; its cost belongs into every reading."""
         return self._pinned

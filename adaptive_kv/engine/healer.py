@@ -32,8 +32,8 @@ class Healer:
     """Gives sequences shadows and swaps them in; `clock` gives monotonic seconds.
 
     It begins where nobody waits or is prefilled, and memory above the floor has room for twice
-    the shadow; and, after the last change of mode, no sooner than after `rest_s`. Where others
-    put an end to it, it rests that long, and twice as long each further time.
+    the shadow; and, after the last change of mode, no sooner than after `least_rest_s`. Where
+    others put an end to it, it rests that long, and twice as long each further time.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Healer:
         emit: Callable[[Event], None],
         *,
         is_on: bool,
-        rest_s: float,
+        least_rest_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
@@ -52,7 +52,8 @@ class Healer:
         self._gauge = gauge
         self._emit = emit
         self._is_on = is_on
-        self._least_rest_s = self._rest_s = rest_s
+        self._least_rest_s = least_rest_s
+        self._next_rest_s = 0.0
         self._clock = clock
         self._sequence: Sequence | None = None
         self._started_s = 0.0
@@ -95,7 +96,7 @@ class Healer:
 
     def _begin(self, reading: Reading) -> None:
         now_s = self._clock()
-        is_calm = reading.mode_age_s >= self._least_rest_s and now_s >= self._rests_until_s
+        is_calm = reading.mode_age_s >= self._least_rest_s() and now_s >= self._rests_until_s
         if not is_calm or self._scheduler.waiting or not self._is_idle:
             return
         for sequence in self._scheduler.running:
@@ -140,7 +141,7 @@ class Healer:
         """The few tokens that are left go through the model before the next one is sampled."""
         sequence.cache.drop()
         sequence.cache, sequence.shadow = shadow, None
-        self._sequence, self._rest_s = None, self._least_rest_s
+        self._sequence, self._next_rest_s = None, 0.0
         self._emit(
             Healed(
                 sequence=sequence.id,
@@ -153,8 +154,9 @@ class Healer:
         sequence.drop_shadow()
         self._sequence = None
         if sequence in self._scheduler.running:
-            self._rests_until_s = self._clock() + self._rest_s
-            self._rest_s = min(2 * self._rest_s, _MAX_REST_S)
+            rest_s = max(self._next_rest_s, self._least_rest_s())
+            self._rests_until_s = self._clock() + rest_s
+            self._next_rest_s = min(2 * rest_s, _MAX_REST_S)
 
 
 def _num_steps(num_tokens: int) -> int:

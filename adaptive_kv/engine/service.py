@@ -178,7 +178,7 @@ def build_engine(
             gauge,
             emit,
             is_on=settings.cache.heal,
-            rest_s=settings.policy.min_dwell_s,
+            least_rest_s=lambda: controller.min_dwell_s,
             clock=clock,
         ),
         mailbox=mailbox,

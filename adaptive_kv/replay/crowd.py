@@ -1,9 +1,11 @@
 """The sequences of a replay: as long as recorded, in the modes that the policy gave them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from adaptive_kv.policy import CacheMode, SequenceInfo
+from adaptive_kv.trace.curve import Curve
 from adaptive_kv.trace.header import Header
 from adaptive_kv.trace.moment import Seen
 
@@ -29,6 +31,8 @@ class Live:
     """It has waited for too long, and never runs again."""
     is_exact: bool = True
     cache_bytes: int = 0
+    whole_bytes: int = 0
+    """What all its tokens would weigh in its mode, were they stored."""
 
     def info(self) -> SequenceInfo:
         """What a policy is shown."""
@@ -43,11 +47,31 @@ class Live:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What a mode makes of sequences, looked up once: a day asks a million times."""
+
+    curve: Curve
+    is_exact: bool
+    is_windowed: bool
+    base: Curve | None
+    """Without its window, where that has bytes to tell them by."""
+
+    @classmethod
+    def of(cls, mode: CacheMode, curves: Mapping[CacheMode, Curve]) -> Self:
+        """Of one of the modes that have a curve."""
+        base = curves.get(CacheMode(mode.page_format)) if mode.window else None
+        has_bytes = base is not None and base.growth_bytes > 0
+        return cls(
+            curves[mode], mode.is_exact, mode.window is not None, base if has_bytes else None
+        )
+
+
 class Crowd:
     """Everybody who is in the record now, by number."""
 
     def __init__(self, header: Header) -> None:
-        self._curves = header.curves
+        self._forms = {mode: _Form.of(mode, header.curves) for mode in header.curves}
         self._full = header.curves.get(CacheMode("full"))
         self._slab_bytes = header.slab_bytes
         self._everyone: dict[int, Live] = {}
@@ -101,20 +125,22 @@ class Crowd:
 
     def weigh(self, live: Live) -> None:
         """Bring bytes, gap and exactness up to date."""
-        live.cache_bytes = 0
-        if live.is_running and live.share > 0:
-            self._note_loss(live)
-            live.cache_bytes = int(live.share * self.bytes(live, live.mode))
+        form = self._forms.get(live.mode)
+        num_bytes = 0 if form is None else form.curve.bytes(live.num_tokens)
+        is_stored = live.is_running and live.share > 0
+        if is_stored:
+            self._note_loss(live, form, num_bytes)
+        live.whole_bytes = 0 if form is None else _without_gap(live, form, num_bytes)
+        live.cache_bytes = int(live.share * live.whole_bytes) if is_stored else 0
 
     def bytes(self, live: Live, mode: CacheMode) -> int:
         """What all its tokens would weigh in a mode."""
-        curve = self._curves.get(mode)
-        if curve is None:
+        if mode == live.mode:
+            return live.whole_bytes
+        form = self._forms.get(mode)
+        if form is None:
             return live.cache_bytes
-        num_bytes = curve.bytes(live.num_tokens)
-        if live.gap_tokens and mode.window is None:
-            num_bytes -= live.gap_tokens * curve.growth_bytes // curve.period_tokens
-        return num_bytes
+        return _without_gap(live, form, form.curve.bytes(live.num_tokens))
 
     def held_bytes(self) -> int:
         """What the cache has taken: whole slabs."""
@@ -123,24 +149,29 @@ class Crowd:
 
     def _stored_share(self, record: Seen) -> float:
         """How much of a sequence was stored when it was seen, 0 to 1."""
-        curve = self._curves.get(record.mode)
-        before_bytes = curve.bytes(max(0, record.num_tokens - 1)) if curve else 0
+        form = self._forms.get(record.mode)
+        before_bytes = form.curve.bytes(max(0, record.num_tokens - 1)) if form else 0
         return min(1.0, record.cache_bytes / before_bytes) if before_bytes else 1.0
 
-    def _note_loss(self, live: Live) -> None:
-        mode = live.mode
-        if mode in {"full", "disabled"} or self._full is None or mode not in self._curves:
-            live.is_exact &= mode.is_exact
+    def _note_loss(self, live: Live, form: _Form | None, num_bytes: int) -> None:
+        if form is None or self._full is None:
+            live.is_exact &= live.mode.is_exact
+            return
+        if form.is_exact:
             return
         if live.is_exact:
-            num_tokens = live.num_tokens
-            is_packed = self._curves[mode].bytes(num_tokens) < self._full.bytes(num_tokens)
-            live.is_exact = not is_packed
-        base = self._curves.get(CacheMode(mode.page_format)) if mode.window else None
-        if base is not None and base.growth_bytes:
-            left_out = base.bytes(live.num_tokens) - self._curves[mode].bytes(live.num_tokens)
-            gap_tokens = left_out * base.period_tokens // base.growth_bytes
+            live.is_exact = num_bytes >= self._full.bytes(live.num_tokens)
+        if form.base is not None:
+            left_out = form.base.bytes(live.num_tokens) - num_bytes
+            gap_tokens = left_out * form.base.period_tokens // form.base.growth_bytes
             live.gap_tokens = max(live.gap_tokens, gap_tokens)
+
+
+def _without_gap(live: Live, form: _Form, num_bytes: int) -> int:
+    """Of `num_bytes` for all tokens, those for the tokens that are left."""
+    if form.is_windowed or not live.gap_tokens:
+        return num_bytes
+    return num_bytes - live.gap_tokens * form.curve.growth_bytes // form.curve.period_tokens
 
 
 def _urgency(live: Live) -> tuple[int, int]:

@@ -215,7 +215,7 @@ class Simulation:
     def _fits(self, moment: Moment, live: Live, mode: CacheMode, running: list[Live]) -> bool:
         crowd, most_bytes = self._crowd, self._most_bytes(moment, mode)
         if running:
-            needed_bytes = sum([crowd.bytes(each, each.mode) for each in running])
+            needed_bytes = sum([each.whole_bytes for each in running])
             needed_bytes += crowd.bytes(live, mode) + self._header.slab_bytes
             return needed_bytes <= max(most_bytes, self._held_bytes)
         permitted = [m for m in self._controller.ladder if live.allow is None or m in live.allow]

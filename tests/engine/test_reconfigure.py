@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engines import MIB, Stand, check_empty, is_as_wanted, make_stand
+from engines import MIB, STEP_S, Stand, check_empty, is_as_wanted, make_stand
 from models import prompt
 
 from adaptive_kv.engine.mailbox import Reconfigure
@@ -10,13 +10,15 @@ from adaptive_kv.loader import load_policy
 from adaptive_kv.policy import CacheMode, Decision, Reading
 
 
-def reconfigure(stand: Stand, policy: Any, *ladder: str, floor_bytes: int = 0) -> None:
+def reconfigure(
+    stand: Stand, policy: Any, *ladder: str, floor_bytes: int = 0, min_dwell_s: float = 0.0
+) -> None:
     stand.engine.mailbox.post(
         Reconfigure(
             policy=policy,
             policy_name="another",
             ladder=tuple(map(CacheMode, ladder)),
-            min_dwell_s=0.0,
+            min_dwell_s=min_dwell_s,
             deadline_s=1e3,
             floor_bytes=floor_bytes,
         )
@@ -59,3 +61,17 @@ def test_a_pin_outlasts_it() -> None:
     stand.unpin()
     stand.step(2)
     assert stand.status.mode == "full"
+
+
+def test_healing_keeps_to_the_new_dwell_time() -> None:
+    stand = make_stand(server={"max_running": 2})
+    id_ = stand.post(prompt(100), 300)
+    stand.step(2)
+    reconfigure(stand, lambda _: None, "full", "int4", min_dwell_s=10 * STEP_S)
+    stand.pin("int4")
+    stand.step(2)
+    stand.pin("full")
+    stand.step(9)
+    assert stand.sequence(id_).shadow is None
+    stand.step(3)
+    assert stand.sequence(id_).shadow is not None
