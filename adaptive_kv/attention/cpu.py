@@ -3,9 +3,9 @@
 One call answers one layer for all rows that decode a single token. Pages are read where they lie,
 through their addresses.
 
-The kernel runs in the worker's thread and releases the interpreter, so that HTTP goes on beside it.
-Numba's own thread pools wait by spinning, which made a step seven times slower as soon as another
-program wanted the same cores.
+The kernel releases the interpreter, so that HTTP goes on beside it. Where there is enough to read,
+helpers share in it (`crew`). Numba's own thread pools wait by spinning, which made a step seven
+times slower as soon as another program wanted the same cores.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode, vector_width
+from adaptive_kv.attention.crew import crew
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
@@ -25,6 +26,9 @@ from adaptive_kv.cache.table import PageTable
 
 NO_WINDOW = 1 << 40
 """Stands for a window that hides nothing."""
+
+_WORTH_SHARING = 16_000
+"""So many tokens times heads are read in the time that waking a helper takes."""
 
 _NO_LOGITS = np.empty(0, np.float32)
 _CAN_WIDEN_HALF = can_widen_half()
@@ -46,7 +50,8 @@ def make_rows(
     ]
     tables = tuple([table for *_, table in rows])
     has_rotated = any(table.has_rotated for table in tables)
-    return DecodeRows(pages, np.array(lines), tables, sinks, has_rotated)
+    num_seen = sum(min(position, window) for _, position, window, *_ in lines)
+    return DecodeRows(pages, np.array(lines), tables, sinks, num_seen, has_rotated)
 
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
@@ -74,6 +79,8 @@ class DecodeRows:
     rows: Integers
     tables: tuple[PageTable, ...]
     sinks: int
+    num_seen: int
+    """So many tokens all rows see together."""
     has_rotated: bool
     """Whether some keys were rotated before they were packed."""
 
@@ -102,7 +109,8 @@ class DecodeRows:
         group = self.pages.group
         lanes, kept_as = _lanes(group), _KEPT_AS[group.dtype]
         sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
-        decode(
+        work = functools.partial(
+            decode,
             lanes,
             (0,) * (q.shape[1] // k.shape[1]),
             (0,) * (group.key_dim // len(lanes)),
@@ -123,5 +131,10 @@ class DecodeRows:
             sink_logits,
             out32.numpy(),
         )
+        num_units = len(self.rows) * group.num_kv_heads
+        if self.num_seen * group.num_kv_heads >= _WORTH_SHARING:
+            crew().run(work, num_units)
+        else:
+            work(np.zeros(2, np.int64))
         if out32 is not out:
             out.copy_(out32)

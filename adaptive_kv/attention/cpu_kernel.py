@@ -23,6 +23,7 @@ from numba import carray, njit
 from adaptive_kv.attention.cpu_loops import (
     ROW_BYTES,
     RUN_TOKENS,
+    add_one,
     add_rows,
     fetch_line,
     fold_scales,
@@ -269,9 +270,11 @@ def decode(
     softcap: float,
     sink_logits: Floats,
     out: Floats,
+    turns: Integers,
 ) -> None:
     """Attention of one layer into `out`, for the rows that `DecodeRows` describes.
 
+    A unit of work is a kv head of a row; `turns` says which are taken (`crew`).
     `lanes`, `group` and `tiles` are tuples as long as a vector is wide, as queries share a kv head,
     and as vectors make a key; `kept_keys` and `kept_values` are `keys` and `values` in the type of
     full pages; `num_pages` and `num_sides` are those of a slab.
@@ -283,22 +286,27 @@ def decode(
     folded, shifts = np.empty((len(group), kd), np.float32), np.empty(len(group), np.float32)
     top, total = np.empty(len(group), np.float32), np.empty(len(group), np.float32)
     acc = np.empty((len(group), vd), np.float32)
-    for token, position, window, table, last in rows:
+    taken, finished = turns.ctypes.data, turns.ctypes.data + 8
+    unit = add_one(taken)
+    while unit < len(rows) * num_heads:
+        token, position, window, table, last = rows[unit // num_heads]
+        h = unit % num_heads
         pages = carray(pointer(table), (last, 6), np.int64)
         page = pages[_newest(pages, position)]
-        for h in range(num_heads):
-            pieces_at = _pieces_at(place, h, num_heads, num_pages, 32 * kd, 32 * vd)
-            sides_at = _pieces_at(place, h, num_heads, num_sides, 4 * kd, 4 * BLOCK_TOKENS)
-            key, value = kept_keys[token, h], kept_values[token, h]
-            _keep(page, position - page[5], size, pieces_at, key, value)
-            some = slice(h * len(group), (h + 1) * len(group))
-            plain, turned = queries[token, some] * scaling, rotated[token, some] * scaling
-            work = (plain, turned, folded, shifts, scores, top, total, acc)
-            _begin(work, keys[token, h], values[token, h], softcap)
-            at, windows = pieces_at + sides_at, (own_window, window, sinks)
-            _read_past(shape, work, pages, position, at, windows, softcap)
-            for g in range(len(group)):
-                if sink_logits.size > 0:
-                    total[g] += np.exp(sink_logits[some.start + g] - top[g])
-                for d in range(vd):
-                    out[token, some.start + g, d] = acc[g, d] / total[g]
+        pieces_at = _pieces_at(place, h, num_heads, num_pages, 32 * kd, 32 * vd)
+        sides_at = _pieces_at(place, h, num_heads, num_sides, 4 * kd, 4 * BLOCK_TOKENS)
+        key, value = kept_keys[token, h], kept_values[token, h]
+        _keep(page, position - page[5], size, pieces_at, key, value)
+        some = slice(h * len(group), (h + 1) * len(group))
+        plain, turned = queries[token, some] * scaling, rotated[token, some] * scaling
+        work = (plain, turned, folded, shifts, scores, top, total, acc)
+        _begin(work, keys[token, h], values[token, h], softcap)
+        at, windows = pieces_at + sides_at, (own_window, window, sinks)
+        _read_past(shape, work, pages, position, at, windows, softcap)
+        for g in range(len(group)):
+            if sink_logits.size > 0:
+                total[g] += np.exp(sink_logits[some.start + g] - top[g])
+            for d in range(vd):
+                out[token, some.start + g, d] = acc[g, d] / total[g]
+        add_one(finished)
+        unit = add_one(taken)

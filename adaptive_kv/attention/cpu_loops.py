@@ -297,6 +297,20 @@ def soften(
 
 
 @intrinsic
+def add_one(_context: Any, address: Any) -> Any:
+    """Add 1 to the int64 at an address that other threads add to as well; what it was before.
+
+    Whoever sees the new number also sees everything that was written before.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def pointer(typing_context: Any, address: Any) -> Any:
     """An integer address as a pointer that `carray` takes."""
 
