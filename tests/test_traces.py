@@ -42,7 +42,7 @@ def test_no_policy_breaks_the_floor_for_long_or_turns_anybody_away(trace: str, p
     assert figures["rejected"] == 0
 
 
-@pytest.mark.parametrize("trace", ["sawtooth", "sudden"])
+@traces
 def test_fair_keeps_more_tokens_in_full_than_the_ladder(trace: str) -> None:
     fair, ladder = (_figures(trace)[name]["share_by_mode"] for name in ("fair", "ladder"))
     assert fair["full"] > ladder["full"] + 0.05
