@@ -29,9 +29,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_day_is_as_long_as_it_says_and_never_rests(report: dict[str, Any]) -> None:
     assert report["day"]["seconds"] == pytest.approx(720, rel=0.05)
-    num_turns = 720 / 180
+    num_turns = 720 / 180  # what came and went within a second is not in it
     tokens = [figures["recorded"]["tokens"] for figures in report["traces"].values()]
-    assert report["day"]["tokens"] > 0.8 * num_turns * min(tokens)
+    assert report["day"]["tokens"] > 0.6 * num_turns * min(tokens)
 
 
 def test_every_policy_replays_every_trace_and_the_day(report: dict[str, Any]) -> None:
