@@ -6,7 +6,8 @@ Packed pages are never unpacked to memory: the scale of a key channel is folded 
 scale of a value into its weight. Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867), so
 formats may follow each other in any order.
 
-Page layouts are those drawn in `cache/formats`; `cpu_loops` and they change together.
+Page layouts are those drawn in `cache/formats`; `cpu_loops` and they change together. All functions
+become one before they are compiled: calls between them take a third of the time of small pages.
 """
 
 import platform
@@ -53,7 +54,7 @@ def _version() -> str:
 _VERSION = _version()
 
 
-def _compiled(**options: bool) -> Callable[[Callable[..., Any]], Any]:
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile at first use and keep the result on disk, where there is a place for it."""
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -78,21 +79,21 @@ def can_widen_half() -> bool:
     return not is_x86 or bool(get_host_cpu_features().get("f16c", False))
 
 
-@_compiled()
+@_compiled(inline="always")
 def _fetch(at: int, num_bytes: int) -> None:
     """Ask for bytes that will be read soon: no hardware foresees where the next page lies."""
     for line in range(at, at + num_bytes, _LINE_BYTES):
         fetch_line(line)
 
 
-@_compiled(fastmath=True)
+@_compiled(inline="always")
 def _cap(scores: Floats, num: int, softcap: float) -> None:
     for g in range(scores.shape[0]):
         for t in range(num):
             scores[g, t] = np.tanh(scores[g, t] / softcap) * softcap
 
 
-@_compiled()
+@_compiled(inline="always")
 def _hide(scores: Floats, start: int, num: int, own_from: int, from_: int, sinks: int) -> None:
     """Hide tokens before the model's window, and those between the sinks and the mode's."""
     for t in range(num):
@@ -102,7 +103,7 @@ def _hide(scores: Floats, start: int, num: int, own_from: int, from_: int, sinks
                 scores[g, t] = _HIDDEN
 
 
-@_compiled()
+@_compiled(inline="always")
 def _weigh(shape: Any, work: Any, num: int, view: Any) -> None:
     """From raw scores to weights."""
     lanes, group, _, _, _, _, vd = shape
@@ -118,7 +119,7 @@ def _weigh(shape: Any, work: Any, num: int, view: Any) -> None:
     soften(lanes, group, where[0], whole, where[1], where[2], vd, where[3])
 
 
-@_compiled()
+@_compiled(inline="always")
 def _run_stop(pages: Integers, first: int, last: int, position: int, size: int) -> int:
     """Where the run of pages from `first` on ends that are weighed together: alike and adjacent.
 
@@ -135,7 +136,7 @@ def _run_stop(pages: Integers, first: int, last: int, position: int, size: int) 
     return stop
 
 
-@_compiled(fastmath=True)
+@_compiled(inline="always")
 def _read_full(shape: Any, work: Any, pages: Integers, run: Any, at: Any, view: Any) -> None:
     """Attend to a run of pages as the model made them.
 
@@ -160,7 +161,7 @@ def _read_full(shape: Any, work: Any, pages: Integers, run: Any, at: Any, view: 
         add_rows(lanes, group, kind, place, values, some, vd, shift, sums)
 
 
-@_compiled(fastmath=True)
+@_compiled(inline="always")
 def _read_packed(shape: Any, work: Any, pages: Integers, run: Any, at: Any, view: Any) -> None:
     """As `_read_full`; `at` also leads to the scales and minima."""
     lanes, group, _, _, _, kd, vd = shape
@@ -189,21 +190,21 @@ def _read_packed(shape: Any, work: Any, pages: Integers, run: Any, at: Any, view
             add_rows(lanes, group, 4, place, pages[p, 1] + at[1], size, vd, shift, sums)
 
 
-@_compiled()
+@_compiled(inline="always")
 def _pieces_at(place: int, h: int, num_heads: int, num_pages: int, key: int, value: int) -> Any:
     """How far a head's pieces in a layer are from a page's addresses, as `Slab` draws it."""
     layer = place * num_heads * (key + value)
     return (layer + h * key) * num_pages, (layer + num_heads * key + h * value) * num_pages
 
 
-@_compiled()
+@_compiled(inline="always")
 def _keep(page: Integers, slot: int, size: int, at: Any, key: Any, value: Any) -> None:
     """Write the new token's key and value of one head into its slot of a full page."""
     carray(pointer(page[0] + at[0]), (size, len(key)), key.dtype)[slot] = key
     carray(pointer(page[1] + at[1]), (size, len(value)), value.dtype)[slot] = value
 
 
-@_compiled()
+@_compiled(inline="always")
 def _newest(pages: Integers, position: int) -> int:
     """The page that is reserved for a position."""
     last = len(pages) - 1
@@ -212,7 +213,7 @@ def _newest(pages: Integers, position: int) -> int:
     return last
 
 
-@_compiled(fastmath=True)
+@_compiled(inline="always")
 def _begin(work: Any, key: Floats, value: Floats, softcap: float) -> None:
     """Begin every sum with the new token itself, which is always seen."""
     queries, _, _, _, scores, top, total, acc = work
@@ -227,7 +228,7 @@ def _begin(work: Any, key: Floats, value: Floats, softcap: float) -> None:
     top[:] = scores[:, 0]
 
 
-@_compiled()
+@_compiled(inline="always")
 def _read_past(
     shape: Any, work: Any, pages: Integers, position: int, at: Any, windows: Any, softcap: float
 ) -> None:
@@ -249,7 +250,7 @@ def _read_past(
         p = stop
 
 
-@_compiled(nogil=True)
+@_compiled(fastmath=True, nogil=True)
 def decode(
     lanes: Any,
     group: Any,
