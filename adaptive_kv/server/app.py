@@ -7,6 +7,7 @@ from starlette.routing import Route
 from adaptive_kv.config import ServerSettings
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.client import EngineClient
+from adaptive_kv.engine.tally import Tally
 from adaptive_kv.events import EventLog
 from adaptive_kv.server.completions import Completions
 from adaptive_kv.server.gates import BodyGate, HostGate, TokenGate
@@ -20,6 +21,7 @@ from adaptive_kv.server.service import (
     Prompts,
     Service,
 )
+from adaptive_kv.server.watch import Watch
 
 OPEN_PATHS = frozenset({"/healthz"})
 """What needs no token."""
@@ -33,30 +35,38 @@ def make_app(
     events: EventLog,
     documents: Documents,
     settings: ServerSettings,
+    tally: Tally,
+    budget_bytes: int | None = None,
     patience: Patience = DEFAULT_PATIENCE,
 ) -> Starlette:
-    """The application; `serve_http` runs it. Its `state.closing` event ends endless streams."""
+    """The application; `serve_http` runs it, and its `state.watch` beside it.
+
+    Its `state.closing` event ends endless streams.
+    """
     service = Service(
         client=client,
         prompts=prompts,
         card=card,
         events=events,
         documents=documents,
+        watch=Watch(lambda: client.status, events),
         patience=patience,
+        budget_bytes=budget_bytes,
     )
     app = Starlette(
-        routes=_routes(service),
+        routes=_routes(service, tally),
         middleware=_gates(settings),
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
     app.state.closing = service.closing
+    app.state.watch = service.watch
     return app
 
 
-def _routes(service: Service) -> list[Route]:
+def _routes(service: Service, tally: Tally) -> list[Route]:
     completions = Completions(service)
-    routes = Routes(service, make_registry(service.client))
+    routes = Routes(service, make_registry(service.client, tally, service.watch))
     return [
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
         Route("/v1/completions", completions.complete, methods=["POST"]),
