@@ -10,6 +10,7 @@ from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.engine.tally import Tally
 from adaptive_kv.events import EventLog
 from adaptive_kv.server.completions import Completions
+from adaptive_kv.server.dashboard import Page, make_page
 from adaptive_kv.server.gates import BodyGate, HostGate, TokenGate
 from adaptive_kv.server.metrics import make_registry
 from adaptive_kv.server.refusals import EXCEPTION_HANDLERS
@@ -43,6 +44,7 @@ def make_app(
 
     Its `state.closing` event ends endless streams.
     """
+    page = make_page()
     service = Service(
         client=client,
         prompts=prompts,
@@ -54,8 +56,8 @@ def make_app(
         budget_bytes=budget_bytes,
     )
     app = Starlette(
-        routes=_routes(service, tally),
-        middleware=_gates(settings),
+        routes=_routes(service, tally, page),
+        middleware=_gates(settings, page),
         exception_handlers=EXCEPTION_HANDLERS,
     )
     app.router.redirect_slashes = False
@@ -64,9 +66,9 @@ def make_app(
     return app
 
 
-def _routes(service: Service, tally: Tally) -> list[Route]:
+def _routes(service: Service, tally: Tally, page: Page) -> list[Route]:
     completions = Completions(service)
-    routes = Routes(service, make_registry(service.client, tally, service.watch))
+    routes = Routes(service, make_registry(service.client, tally, service.watch), page)
     return [
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
         Route("/v1/completions", completions.complete, methods=["POST"]),
@@ -77,13 +79,14 @@ def _routes(service: Service, tally: Tally) -> list[Route]:
         Route("/readyz", routes.readyz),
         Route("/status", routes.status),
         Route("/events", routes.events),
+        Route("/history", routes.history),
         Route("/metrics", routes.metrics),
         Route("/admin/mode", routes.mode, methods=["PUT", "DELETE"]),
         Route("/", routes.page),
     ]
 
 
-def _gates(settings: ServerSettings) -> list[Middleware]:
+def _gates(settings: ServerSettings, page: Page) -> list[Middleware]:
     """From the outside in."""
     gates = [
         Middleware(HostGate, host=settings.host, allowed_hosts=settings.allowed_hosts),
@@ -91,5 +94,5 @@ def _gates(settings: ServerSettings) -> list[Middleware]:
     ]
     if settings.token is not None:
         token = settings.token.get_secret_value()
-        gates.insert(1, Middleware(TokenGate, token=token, open_paths=OPEN_PATHS))
+        gates.insert(1, Middleware(TokenGate, token=token, open_paths=OPEN_PATHS, page=page))
     return gates
