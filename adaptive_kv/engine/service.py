@@ -56,6 +56,7 @@ class Engine:
     card: ModelCard
     prompts: PromptEncoder
     mailbox: Mailbox
+    store: PageStore
     budget: Budget
     tally: Tally
     controller: Controller
@@ -195,6 +196,7 @@ def build_engine(
         card=_card(loaded),
         prompts=PromptEncoder(loaded.tokenizer),
         mailbox=mailbox,
+        store=store,
         budget=budget,
         tally=tally,
         controller=controller,

@@ -1,5 +1,8 @@
 """The ASGI application: which path goes where, and what every request passes first."""
 
+from collections.abc import Callable, Mapping
+
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
@@ -37,6 +40,7 @@ def make_app(
     documents: Documents,
     settings: ServerSettings,
     tally: Tally,
+    cache_bytes: Callable[[], Mapping[str, int]],
     budget_bytes: int | None = None,
     patience: Patience = DEFAULT_PATIENCE,
 ) -> Starlette:
@@ -56,7 +60,7 @@ def make_app(
         budget_bytes=budget_bytes,
     )
     app = Starlette(
-        routes=_routes(service, tally, page),
+        routes=_routes(service, make_registry(client, tally, service.watch, cache_bytes), page),
         middleware=_gates(settings, page),
         exception_handlers=EXCEPTION_HANDLERS,
     )
@@ -66,9 +70,9 @@ def make_app(
     return app
 
 
-def _routes(service: Service, tally: Tally, page: Page) -> list[Route]:
+def _routes(service: Service, registry: CollectorRegistry, page: Page) -> list[Route]:
     completions = Completions(service)
-    routes = Routes(service, make_registry(service.client, tally, service.watch), page)
+    routes = Routes(service, registry, page)
     return [
         Route("/v1/chat/completions", completions.chat, methods=["POST"]),
         Route("/v1/completions", completions.complete, methods=["POST"]),

@@ -3,7 +3,7 @@
 `METRICS` is also what docs/metrics.md is made of.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -41,7 +41,7 @@ METRICS: Mapping[str, Described] = {
     "requests_total": Described("counter", "Requests that ended", ("outcome",)),
     "time_to_first_token_seconds": Described("histogram", "From a request to its first token"),
     "time_per_output_token_seconds": Described("histogram", "From one token to the next"),
-    "cache_bytes": Described("gauge", "Taken from the device for pages", ("format",)),
+    "cache_bytes": Described("gauge", "Taken from the device for pages, by format", ("format",)),
     "memory_free_bytes": Described("gauge", "Free for us on the device", ("source",)),
     "memory_floor_bytes": Described("gauge", "To be left free on the device for others"),
     "memory_total_bytes": Described("gauge", "Of the device"),
@@ -67,18 +67,30 @@ METRICS: Mapping[str, Described] = {
 """By name, without the prefix."""
 
 
-def make_registry(client: EngineClient, tally: Tally, watch: Watch) -> CollectorRegistry:
+def make_registry(
+    client: EngineClient,
+    tally: Tally,
+    watch: Watch,
+    cache_bytes: Callable[[], Mapping[str, int]],
+) -> CollectorRegistry:
     """A registry of our own, so that nothing in this process can add to or break it."""
     registry = CollectorRegistry()
-    registry.register(_Collector(client, tally, watch))
+    registry.register(_Collector(client, tally, watch, cache_bytes))
     return registry
 
 
 class _Collector(Collector):
-    def __init__(self, client: EngineClient, tally: Tally, watch: Watch) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        tally: Tally,
+        watch: Watch,
+        cache_bytes: Callable[[], Mapping[str, int]],
+    ) -> None:
         self._client = client
         self._tally = tally
         self._watch = watch
+        self._cache_bytes = cache_bytes
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as it is now."""
@@ -90,7 +102,7 @@ class _Collector(Collector):
 
     def _memory(self) -> Iterator[Metric]:
         memory = self._client.status.memory
-        yield _values("cache_bytes", {"all": memory.cache_bytes})
+        yield _values("cache_bytes", self._cache_bytes())
         yield _values("memory_free_bytes", {memory.source: memory.free_bytes})
         yield _value("memory_floor_bytes", memory.floor_bytes)
         yield _value("memory_total_bytes", memory.total_bytes)

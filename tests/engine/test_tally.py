@@ -73,3 +73,23 @@ def test_an_engine_tallies_every_step_that_ran_the_model_and_every_token() -> No
     assert 0 < sum(done.steps.counts) <= stand.num_steps - 5
     assert sum(done.decisions.counts) == stand.num_steps
     assert min(done.steps.sum_s, done.decisions.sum_s) > 0
+
+
+def test_what_the_cache_weighs_is_told_by_format() -> None:
+    """All that is held, whatever happens to it."""
+    stand = make_stand(cache={"recent": 16, "sinks": 16})
+    stand.post(prompt(300), 60)
+    stand.step(20)
+    only_full = stand.store.bytes_by_format
+    stand.pin("int4")
+    stand.step(10)
+    packed = stand.store.bytes_by_format
+    assert only_full.get("int4", 0) == 0
+    assert packed["int4"] > 0
+    assert packed["full"] < only_full["full"]
+    assert packed["free"] == stand.store.held_bytes - stand.store.used_bytes
+    assert sum(packed.values()) == stand.store.held_bytes
+    stand.run()
+    assert {name for name, num_bytes in stand.store.bytes_by_format.items() if num_bytes} <= {
+        "free"
+    }

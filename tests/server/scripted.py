@@ -284,6 +284,7 @@ def _app(
         documents=documents,
         settings=settings,
         tally=served.worker.tally,
+        cache_bytes=lambda: {"full": 32, "int4": 16, "free": 16},
         budget_bytes=budget_bytes,
         patience=patience,
     )
