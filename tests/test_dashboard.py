@@ -3,6 +3,7 @@
 `--pictures docs/dashboard` makes the run longer and takes the pictures that are in docs from it.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from cli.test_serve import Served, ask, serving
 from playwright.sync_api import expect
 from test_squeeze import CONFIG, FLOOR_BYTES, MIB, Device, prompt
 
-ROOMY_BYTES, TIGHT_BYTES = 90 * MIB, 13 * MIB
+ROOMY_BYTES, TIGHT_BYTES = 90 * MIB, 11 * MIB
 NUM_CLIENTS = 8
 RAMP = (
     *(90 * 0.88**n for n in range(17)),
@@ -24,6 +25,7 @@ RAMP = (
     *(11 * 1.3**n for n in range(9)),
 )
 """What the neighbour leaves above the floor while pictures are taken, in MiB."""
+WHY = re.compile(r"(memory is short|memory ran out|the floor is near).*; \d sequences? in ")
 RUNG_MS, CALM_MS = 2000, 10_000
 MODES_SHOWN = "new Set([...document.querySelectorAll('#modes .mode')].map((p) => p.classList[1]))"
 NUM_POINTS = "document.querySelector('#memory .cache').getAttribute('d').split(/[ML]/).length"
@@ -35,11 +37,15 @@ class Neighbour(Device):
     left_bytes = ROOMY_BYTES
     service_url: str | None = None
 
+    def __init__(self, file: Path, client: httpx.Client) -> None:
+        self._client = client
+        super().__init__(file)
+
     def _write(self) -> None:
         cache_bytes = 0
         if self.service_url is not None:
             with suppress(httpx.HTTPError):  # it is ending
-                status = httpx.get(f"{self.service_url}/status").json()
+                status = self._client.get(f"{self.service_url}/status").json()
                 cache_bytes = status["memory"]["cache_bytes"]
         self.free_bytes = max(0, FLOOR_BYTES + self.left_bytes - cache_bytes)
         super()._write()
@@ -48,11 +54,13 @@ class Neighbour(Device):
 @contextmanager
 def squeezable(folder: Path) -> Iterator[tuple[Served, Neighbour]]:
     """The service beside a neighbour."""
-    config = folder / "adaptive-kv.toml"
-    config.write_text(CONFIG.format(file=folder / "memory.json"))
+    config, file = folder / "adaptive-kv.toml", folder / "memory.json"
+    config.write_text(CONFIG.format(file=file))
+    arguments = ("--config", str(config), "--node", "edge-07", "--memory-budget", "80MiB")
     with (
-        Neighbour(folder / "memory.json") as neighbour,
-        serving(folder, "--config", str(config), "--node", "edge-07") as served,
+        httpx.Client() as client,
+        Neighbour(file, client) as neighbour,
+        serving(folder, *arguments) as served,
     ):
         neighbour.service_url = served.url
         yield served, neighbour
@@ -113,12 +121,13 @@ def test_the_dashboard_shows_a_squeeze(tmp_path: Path, request: pytest.FixtureRe
             seen.holds(f"{NUM_POINTS} > 3")
             before = page.evaluate(NUM_POINTS)
             seen.holds(f"(before) => {NUM_POINTS} > before", before)
+            expect(page.locator("#budget")).to_contain_text("that the budget leaves")
             if pictures:
                 take_pictures(seen, Path(pictures), neighbour)
             neighbour.left_bytes = TIGHT_BYTES
             seen.holds(f"{MODES_SHOWN}.size > 1")
             change = page.locator("#events li").filter(has_text="full → ")
-            expect(change.first).to_contain_text("memory is short; ")
+            expect(change.first).to_contain_text(WHY)
             neighbour.left_bytes = ROOMY_BYTES
             expect(page.locator("tr[aria-current] th")).to_have_text("full")
 

@@ -71,10 +71,11 @@ export function drawModes(element, recent, across, at_s) {
   for (const { lane, mode, from_s, to_s } of shown) {
     const y = lane < 0 ? 2 : lanes_top + lane * lane_height;
     const height = lane < 0 ? SERVICE_HEIGHT - 2 : lane_height - 2;
-    const [x, end] = [across.x(from_s), across.x(to_s)];
+    const end = across.x(to_s);
+    const x = Math.min(across.x(from_s), end - 1); // the shortest is still seen
     const box = mode === "parked" ? [y + height / 2 - 1, 2] : [y, height];
     paths[kind(mode)] ??= [];
-    paths[kind(mode)].push(`M${x} ${box[0]}H${Math.max(end, x + 1)}v${box[1]}H${x}Z`);
+    paths[kind(mode)].push(`M${x} ${box[0]}H${end}v${box[1]}H${x}Z`);
   }
   for (const [style, path] of Object.entries(paths)) {
     chart.add("path", { class: `mode ${style}`, d: path.join("") });
