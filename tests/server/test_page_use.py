@@ -3,12 +3,17 @@
 import re
 from dataclasses import replace
 
+from browser import visiting
 from playwright.sync_api import Browser, expect
 from server.pages import BROKEN, MIB, MODES, looking, num_points, showing
-from statuses import EVERY_EVENT
+from statuses import EVERY_EVENT, FULL, INT4
 
 from adaptive_kv.engine.status import Health
-from adaptive_kv.events import Drain
+from adaptive_kv.events import Drain, ModeChanged
+
+CHANGED = ModeChanged(
+    from_mode=FULL, to_mode=INT4, reason="pressure", duration_s=0.25, freed_bytes=9, sequences=7
+)
 
 
 def test_a_mode_is_pinned_and_released_with_the_keyboard_alone(browser: Browser) -> None:
@@ -26,6 +31,21 @@ def test_a_mode_is_pinned_and_released_with_the_keyboard_alone(browser: Browser)
         expect(button).to_have_attribute("aria-pressed", "false")
         expect(release).to_be_focused()
         assert not served.mailbox.status.pinned
+        assert seen.errors == []
+
+
+def test_a_change_of_mode_is_shown_as_it_happens(browser: Browser) -> None:
+    """The stream of events brings it: no time passes here."""
+    with showing() as served, visiting(browser, "about:blank") as seen:
+        seen.page.clock.install(time=0)
+        seen.page.clock.pause_at(1)
+        seen.page.goto(served.url)
+        for from_mode, to_mode in ((FULL, INT4), (INT4, FULL)):
+            expect(seen.page.locator("tr[aria-current] th")).to_have_text(from_mode)
+            served.worker.publish(mode=to_mode)
+            served.events.append(replace(CHANGED, from_mode=from_mode, to_mode=to_mode))
+            expect(seen.page.locator("tr[aria-current] th")).to_have_text(to_mode)
+            expect(seen.page.locator("#events b").first).to_have_text(f"{from_mode} → {to_mode}")
         assert seen.errors == []
 
 

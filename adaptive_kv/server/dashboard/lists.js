@@ -92,6 +92,11 @@ export class Events {
     return this.#chosen.length > this.num_shown;
   }
 
+  /** Whether all that came is shown. */
+  get isFresh() {
+    return !this.#isDue;
+  }
+
   get isEmpty() {
     return this.#list.childElementCount === 0;
   }

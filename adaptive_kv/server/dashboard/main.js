@@ -21,7 +21,7 @@ const costs = new Costs($("costs"), pin);
 const events = new Events($("events"));
 const wire = new Wire(token, {
   onState: show,
-  onEvent: (event) => events.add(event),
+  onEvent: hear,
   onRecent: recall,
   onLost: lost,
   onLocked: lock,
@@ -36,6 +36,12 @@ let moved = { age_s: null, time_ms: 0 }; // when the worker was last seen to pub
 function recall(answer) {
   service = answer;
   answer.samples.forEach((sample) => recent.add(sample));
+}
+
+function hear(event) {
+  if (events.isFresh) requestAnimationFrame(() => showEvents());
+  events.add(event);
+  if (event.type === "mode_changed") wire.hurry();
 }
 
 function show(fresh) {
@@ -119,7 +125,7 @@ function showPin() {
   $("unpin").setAttribute("aria-disabled", String(!state.pinned));
 }
 
-/** Hold a mode, or none; the next state document shows what came of it. */
+/** Hold a mode, or none; a new state document shows what came of it. */
 async function pin(mode) {
   const options =
     mode === null
@@ -132,6 +138,7 @@ async function pin(mode) {
   $("pin-wrong").textContent = "";
   try {
     await wire.ask("admin/mode", options);
+    wire.hurry();
   } catch (error) {
     if (error instanceof Locked) lock();
     else $("pin-wrong").textContent = `That did not work: ${error.message}.`;

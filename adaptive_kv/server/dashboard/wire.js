@@ -1,4 +1,5 @@
-// What goes between the page and its service: state documents once a second, events as they happen.
+// What goes between the page and its service: events as they happen, and state documents once a
+// second or as soon as one is known to be new.
 //
 // `/events` is read with fetch, not with EventSource, which cannot send the token. It is opened only
 // after a state document was read, so that the boot is known that its numbers belong to.
@@ -57,6 +58,7 @@ export class Wire {
   #boot = null;
   #seq = 0;
   #following = null; // ends the stream of events, while there is one
+  #hurry = () => {}; // ends the pause between two state documents
 
   constructor(token, on) {
     this.#token = token;
@@ -72,6 +74,11 @@ export class Wire {
   stop() {
     this.#stop?.abort();
     this.#stop = null;
+  }
+
+  /** Read the state now: it is known to have changed. */
+  hurry() {
+    this.#hurry();
   }
 
   /** A response that went well. Throws `Locked`, or an Error with what the service said. */
@@ -104,8 +111,21 @@ export class Wire {
         [isFresh, failures] = [false, failures + 1];
         this.#on.onLost(error);
       }
-      await pause(failures ? backoff(failures) : PERIOD_MS, signal);
+      await this.#pause(failures ? backoff(failures) : PERIOD_MS, signal);
     }
+  }
+
+  #pause(duration_ms, signal) {
+    return new Promise((resolve) => {
+      const end = () => {
+        clearTimeout(timer);
+        signal.removeEventListener("abort", end);
+        resolve();
+      };
+      const timer = setTimeout(end, duration_ms);
+      signal.addEventListener("abort", end);
+      this.#hurry = end;
+    });
   }
 
   async #read(path, signal) {
@@ -165,16 +185,4 @@ function latin(text) {
 
 function backoff(failures) {
   return Math.min(MAX_PAUSE_MS, PERIOD_MS * 2 ** (failures - 1)) * (0.5 + Math.random() / 2);
-}
-
-function pause(duration_ms, signal) {
-  return new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = setTimeout(end, duration_ms);
-    signal.addEventListener("abort", end);
-  });
 }
