@@ -27,6 +27,7 @@ def test_the_token_is_asked_for_kept_in_the_tab_and_forgotten(
         enter(seen, "wrong")
         expect(page.get_by_role("alert")).to_have_text("The service does not take this token.")
         expect(page.locator("#board")).to_be_hidden()
+        expect(page.locator("footer")).to_be_hidden()
         enter(seen, TOKEN)
         expect(page.locator("#link")).to_have_text("live")
         page.reload()

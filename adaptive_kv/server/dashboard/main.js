@@ -95,7 +95,7 @@ function showHeader() {
   );
   title(`${state.health === "ok" ? "" : `${state.health} · `}${state.mode}`);
   $("leave").hidden = token.value === null;
-  document.querySelector("footer").hidden = token.value !== null; // a link carries no token
+  $("documents").hidden = token.value !== null; // a link carries no token
 }
 
 function chip(place, text, style) {
@@ -243,6 +243,7 @@ function lock() {
   $("door").hidden = false;
   $("health").hidden = true;
   $("leave").hidden = true;
+  $("documents").hidden = true;
   chip($("link"), "locked", "idle");
   $("token").focus();
 }
