@@ -83,11 +83,13 @@ $(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
 	@$(PIP) --quiet -e '.[demo,test]' >&2
 	@touch $@ $(VENV)/.installed
 
-# The tests talk to a real broker, build a driver of their own and boot a systemd with what a box
-# has. Without the right to install what these need, they say that it is absent.
+# The tests talk to a real broker, look with a real browser, have Prometheus' own tool check what is
+# for it, build a driver of their own and boot a systemd with what a box has. Without the right to
+# install what these need, they say that it is absent.
 tools:
 	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; wanted=; \
 	command -v mosquitto >/dev/null || wanted="$$wanted mosquitto"; \
+	command -v chromium >/dev/null || wanted="$$wanted chromium"; \
 	command -v cc >/dev/null || command -v gcc >/dev/null || wanted="$$wanted gcc libc6-dev"; \
 	command -v systemd-nspawn >/dev/null || wanted="$$wanted systemd systemd-container"; \
 	command -v dbus-daemon >/dev/null || wanted="$$wanted dbus"; \
@@ -99,3 +101,6 @@ tools:
 	echo "make: installing$$wanted" >&2; export DEBIAN_FRONTEND=noninteractive; \
 	{ apt-get -qq update && apt-get -qq install -y --no-install-recommends $$wanted; } \
 		</dev/null >/dev/null || echo "make: could not install$$wanted" >&2
+	@command -v promtool >/dev/null || test -x $(BIN)/promtool || \
+		{ echo "make: getting promtool" >&2; tools/get_promtool.sh $(CURDIR)/$(BIN)/promtool; } \
+		</dev/null >/dev/null 2>&1 || echo "make: could not get promtool" >&2

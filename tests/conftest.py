@@ -17,6 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What a run may be asked for besides its result."""
+    parser.addoption("--pictures", help="folder for pictures of the dashboard")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One for all tests and what they start, and not the user's: a model is calibrated once."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import openai
@@ -44,7 +44,7 @@ class Device:
         self._thread = threading.Thread(target=self._run)
         self._write()
 
-    def __enter__(self) -> "Device":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

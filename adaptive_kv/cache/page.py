@@ -9,6 +9,7 @@ pool of scales keeps more, as many as a slab of pages may need until it runs emp
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -65,6 +66,8 @@ class PagePool:
         self._slabs: dict[int, Slab] = {}
         self._free: list[int] = []
         self._live: dict[int, Page] = {}
+        self.num_by_format: Counter[str] = Counter()
+        """Pages in use; any thread may look."""
 
     @property
     def slab_bytes(self) -> int:
@@ -95,6 +98,7 @@ class PagePool:
             self._grow()
         page = Page(heapq.heappop(self._free), format_name, start)
         self._live[page.id] = page
+        self.num_by_format[format_name] += 1
         self._slab_of(page.id).num_live += 1
         return page
 
@@ -102,6 +106,7 @@ class PagePool:
         """Free pages; their slabs stay until `trim`."""
         for page in pages:
             del self._live[page.id]
+            self.num_by_format[page.format] -= 1
             heapq.heappush(self._free, page.id)
             self._slab_of(page.id).num_live -= 1
 
@@ -170,6 +175,7 @@ class PagePool:
         assert places == expected, "a page is lost or owned twice"
         assert sum(slab.num_live for slab in self._slabs.values()) == len(self._live)
         assert all(page.id == place for place, page in self._live.items())
+        assert +self.num_by_format == Counter(page.format for page in self._live.values())
 
     def _move(self, page: Page) -> None:
         old, index = self._slab_of(page.id), page.id % self.pages_per_slab

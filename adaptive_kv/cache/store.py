@@ -1,6 +1,7 @@
 """The pages of all sequences: one pool of pages and one of scales for each group of layers."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -139,6 +140,15 @@ class PageStore:
     def held_bytes(self) -> int:
         """Bytes taken from the device, used or not."""
         return self.budget.cache_bytes
+
+    @property
+    def bytes_by_format(self) -> Mapping[str, int]:
+        """Bytes of pages and scales in use, and `free`: held besides. Any thread may ask."""
+        found: Counter[str] = Counter()
+        for pages in self.groups:
+            for name, num_pages in pages.pages.num_by_format.copy().items():
+                found[name] += num_pages * pages.page_bytes(name)
+        return {**found, "free": max(0, self.held_bytes - found.total())}
 
     def has_room(self, num_bytes: int, reserve_bytes: int) -> bool:
         """Whether pages of `num_bytes` fit now, with `reserve_bytes` of workspace besides.

@@ -121,6 +121,9 @@ class _Service:
                 event=lambda record: self.documents.event(record).to_json(),
             ),
             settings=self.settings.server,
+            tally=self.engine.tally,
+            cache_bytes=lambda: self.engine.store.bytes_by_format,
+            budget_bytes=self.settings.memory.budget,
         )
         await serve_http(app, self.settings.server, stop=self.closing, on_listening=self._listens)
 

@@ -19,6 +19,7 @@ from adaptive_kv.engine.mailbox import (
     UnpinMode,
 )
 from adaptive_kv.engine.status import Health, Status
+from adaptive_kv.engine.waits import Waits
 from adaptive_kv.errors import Refusal, RequestError
 from adaptive_kv.events import EventLog, RequestRejected
 from adaptive_kv.policy import CacheMode
@@ -28,8 +29,8 @@ class EngineClient:
     """What a front talks to. All of it belongs to one event loop, the one that first generates.
 
     At most `max_in_flight` requests are with the worker at a time. `num_by_outcome` counts
-    requests that ended as `completed`, `failed`, `rejected` or `cancelled`, and `num_by_mode`
-    the tokens of the completed ones by the mode they were served in.
+    requests that ended as `completed`, `failed`, `rejected` or `cancelled`; `waits` says how long
+    their tokens took.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class EngineClient:
     ) -> None:
         self.max_in_flight = max_in_flight
         self.num_by_outcome: Counter[str] = Counter()
-        self.num_by_mode: Counter[CacheMode] = Counter()
+        self.waits = Waits()
         self._mailbox = mailbox
         self._events = events
         self._clock = clock
@@ -93,6 +94,7 @@ class EngineClient:
         outcome = "cancelled"
         try:
             for request in requests:
+                self.waits.begin(request.id, self._clock())
                 self._mailbox.post(request)
             while unfinished:
                 reply = await replies.get()
@@ -103,7 +105,6 @@ class EngineClient:
                     raise RequestError(reply.refusal)
                 if isinstance(reply, Finished):
                     self.num_by_outcome["completed"] += 1
-                    self.num_by_mode.update(reply.usage.tokens_by_mode)
                 yield reply
         finally:
             self._forget(requests, unfinished, outcome)
@@ -150,6 +151,7 @@ class EngineClient:
     def _forget(self, requests: Sequence[Request], unfinished: set[str], outcome: str) -> None:
         for request in requests:
             del self._replies[request.id]
+            self.waits.end(request.id)
         for request_id in unfinished:
             self._mailbox.post(Cancel(request_id))
         self.num_by_outcome["cancelled"] += len(unfinished)
@@ -162,7 +164,10 @@ class EngineClient:
                 self._loop.call_soon_threadsafe(self._dispatch, replies)
 
     def _dispatch(self, replies: Sequence[Reply]) -> None:
+        now_s = self._clock()
         for reply in replies:
+            if isinstance(reply, Delta):
+                self.waits.token(reply.request_id, now_s)
             queue = self._replies.get(reply.request_id)
             if queue is not None:  # else cancelled a moment ago
                 queue.put_nowait(reply)

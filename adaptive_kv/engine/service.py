@@ -30,6 +30,7 @@ from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.speed import Speed, measure_speed
 from adaptive_kv.engine.start import make_keep, make_start_budget
 from adaptive_kv.engine.switcher import Switcher
+from adaptive_kv.engine.tally import Tally
 from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.engine.worker import Worker
 from adaptive_kv.errors import ModelError
@@ -55,7 +56,9 @@ class Engine:
     card: ModelCard
     prompts: PromptEncoder
     mailbox: Mailbox
+    store: PageStore
     budget: Budget
+    tally: Tally
     controller: Controller
     worker: Worker
     thread: threading.Thread
@@ -129,7 +132,7 @@ def build_engine(
         supports=_supports(loaded),
     )
     scheduler = Scheduler(settings.server.max_running, settings.server.max_tokens_per_step)
-    meter = Meter()
+    meter, tally = Meter(), Tally()
     gauge = Gauge(
         model,
         store,
@@ -182,6 +185,7 @@ def build_engine(
             clock=clock,
         ),
         mailbox=mailbox,
+        tally=tally,
         max_age_s=settings.memory.max_age_s,
         note=None if recorder is None else recorder.note,
         clock=clock,
@@ -192,7 +196,9 @@ def build_engine(
         card=_card(loaded),
         prompts=PromptEncoder(loaded.tokenizer),
         mailbox=mailbox,
+        store=store,
         budget=budget,
+        tally=tally,
         controller=controller,
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),

@@ -31,6 +31,7 @@ from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.sequence import Sequence
 from adaptive_kv.engine.status import Health
 from adaptive_kv.engine.switcher import Switcher
+from adaptive_kv.engine.tally import Tally
 from adaptive_kv.policy import Reading
 
 _IDLE_S = 0.1
@@ -57,6 +58,7 @@ class Worker:
         rescue: Rescue,
         healer: Healer,
         mailbox: Mailbox,
+        tally: Tally,
         max_age_s: float,
         note: Callable[[Reading, Orders], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -73,6 +75,7 @@ class Worker:
         self._rescue = rescue
         self._healer = healer
         self._mailbox = mailbox
+        self._tally = tally
         self._max_age_s = max_age_s
         self._note = note
         self._clock = clock
@@ -101,7 +104,9 @@ class Worker:
         self._desk.take_mail(0.0 if self._scheduler.running else idle_s)
         started_s = self._clock()
         reading = self._read(started_s)
+        read_s = self._clock()
         orders = self._controller.decide(reading)
+        self._tally.add_decision(self._clock() - read_s)
         if self._note is not None:
             self._note(reading, orders)
         self._switch(orders, reading)
@@ -218,6 +223,7 @@ class Worker:
         now_s = self._clock()
         decoded = Counter(c.sequence.mode for c in batch.sampled)
         self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=not batch.is_healing)
+        self._tally.add_step(now_s - started_s, decoded)
         for sequence in self._desk.emit(batch.sampled, outcome):
             self._finish(sequence)
 

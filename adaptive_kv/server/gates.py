@@ -6,9 +6,11 @@ from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adaptive_kv.errors import Refusal, RequestError
+from adaptive_kv.server.dashboard import Page
 from adaptive_kv.server.refusals import error_response
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -68,27 +70,43 @@ def _is_address(name: str) -> bool:
 
 
 class TokenGate:
-    """Asks for `Authorization: Bearer <token>` on every path that is not in `open_paths`."""
+    """Asks for `Authorization: Bearer <token>` on every path that is not in `open_paths`.
 
-    def __init__(self, app: ASGIApp, token: str, open_paths: Collection[str]) -> None:
+    A browser that goes to `/` cannot send it: it gets the refusal with `page` for a body, which
+    asks for the token and sends it from then on.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, open_paths: Collection[str], page: Page) -> None:
         self._app = app
         self._token = token.encode()
         self._open_paths = open_paths
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on or refuse."""
         if scope["type"] != "http" or scope["path"] in self._open_paths or self._knows(scope):
             await self._app(scope, receive, send)
             return
+        await self._refusal(scope)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response:
+        headers = {"www-authenticate": "Bearer"}
+        if _is_visit(scope):
+            return Response(self._page.content, 401, {**self._page.headers, **headers})
         message = "this service needs its token: Authorization: Bearer <server.token>"
         refusal = Refusal(message, 401, "authentication_error", code="invalid_api_key")
-        response = error_response(refusal, {"www-authenticate": "Bearer"})
-        await response(scope, receive, send)
+        return error_response(refusal, headers)
 
     def _knows(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
         return secrets.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
+
+
+def _is_visit(scope: Scope) -> bool:
+    """Whether a browser asks for the page."""
+    is_page = scope["path"] == "/" and scope["method"] in {"GET", "HEAD"}
+    return is_page and "text/html" in Headers(scope=scope).get("accept", "")
 
 
 class BodyGate:

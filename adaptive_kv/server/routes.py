@@ -10,20 +10,16 @@ from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from adaptive_kv.errors import Refusal
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.completions import read_json
+from adaptive_kv.server.dashboard import Page
 from adaptive_kv.server.refusals import error_response, refuse
 from adaptive_kv.server.schemas import ModeRequest, validated
 from adaptive_kv.server.service import Service
 from adaptive_kv.server.stream import EventStream
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>adaptive-kv</title>
-<p>adaptive-kv serves here. <a href="status">status</a> <a href="metrics">metrics</a>
-<a href="v1/models">models</a>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +28,7 @@ class Routes:
 
     service: Service
     registry: CollectorRegistry
+    dashboard: Page
 
     async def models(self, _request: Request) -> Response:
         """The one model."""
@@ -82,7 +79,15 @@ class Routes:
 
     async def page(self, _request: Request) -> Response:
         """For people."""
-        return HTMLResponse(_PAGE)
+        return Response(self.dashboard.content, headers=dict(self.dashboard.headers))
+
+    async def history(self, _request: Request) -> Response:
+        """What the page shows of the time before it was opened."""
+        service = self.service
+        text = service.watch.history.to_json(
+            model=service.card.name, budget_bytes=service.budget_bytes
+        )
+        return Response(text, media_type="application/json")
 
     async def _asked_mode(self, request: Request) -> CacheMode:
         body = await read_json(request, self.service.patience.body_s)

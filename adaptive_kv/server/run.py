@@ -39,11 +39,13 @@ async def serve_http(
     """
     listener = _listen(settings)
     server = _Server(_uvicorn_config(app, settings))
+    looking = asyncio.create_task(app.state.watch.run(), name="http-watch")
     watching = asyncio.create_task(_watch(server, app, stop), name="http-stop")
     telling = asyncio.create_task(_tell(server, _url(listener), on_listening), name="http-start")
     try:
         await server.serve(sockets=[listener])
     finally:
+        looking.cancel()
         watching.cancel()
         telling.cancel()
         listener.close()

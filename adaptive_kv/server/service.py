@@ -8,6 +8,7 @@ from typing import Protocol
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.client import EngineClient
 from adaptive_kv.events import EventLog, Recorded
+from adaptive_kv.server.watch import Watch
 
 
 class Prompts(Protocol):
@@ -64,7 +65,10 @@ class Service:
     card: ModelCard
     events: EventLog
     documents: Documents
+    watch: Watch
     patience: Patience = DEFAULT_PATIENCE
+    budget_bytes: int | None = None
+    """What the process may take at most; None where nothing is set."""
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the server begins to shut down: endless streams end."""
     encoding: asyncio.Lock = field(default_factory=asyncio.Lock)

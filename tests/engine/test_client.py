@@ -6,7 +6,6 @@ from contextlib import aclosing, contextmanager
 
 import pytest
 from server.scripted import (
-    FULL,
     INT4,
     PATIENT_S,
     PIECES,
@@ -106,10 +105,23 @@ async def test_a_failure_is_raised_and_the_others_are_cancelled() -> None:
         assert client.num_by_outcome == {"failed": 1, "cancelled": 1}
 
 
-async def test_tokens_are_counted_by_mode() -> None:
+async def test_every_token_was_waited_for_once() -> None:
+    """The first of a request, and the others from one to the next."""
     with working() as (client, _):
-        await text_of(client, asking("x"))
-    assert client.num_by_mode == {FULL: len(PIECES) - 1, INT4: 1}
+        await asyncio.gather(*(text_of(client, asking("x", id_)) for id_ in "ab"))
+    first, following = client.waits.first.spread(), client.waits.next.spread()
+    assert sum(first.counts) == 2
+    assert sum(following.counts) == 2 * (len(PIECES) - 1)
+    assert min(first.sum_s, following.sum_s) > 0
+
+
+async def test_a_request_that_ended_is_not_waited_for() -> None:
+    """Whether it was answered or cancelled."""
+    with working() as (client, _):
+        async with aclosing(client.generate(asking("HANG"), asking("x", "b"))) as replies:
+            while not isinstance(await anext(replies), Finished):
+                pass
+        assert client.waits.num_waiting == 0
 
 
 async def test_beyond_its_places_a_request_is_refused_and_recorded() -> None:

@@ -32,6 +32,7 @@ from adaptive_kv.engine.mailbox import (
     Usage,
 )
 from adaptive_kv.engine.status import Health, SequenceStatus, Status
+from adaptive_kv.engine.tally import Tally
 from adaptive_kv.errors import Refusal, RequestError
 from adaptive_kv.events import EventLog, Recorded
 from adaptive_kv.policy import CacheMode, Latency, Load
@@ -150,6 +151,7 @@ class ScriptedWorker(threading.Thread):
         self.requests: queue.Queue[Request] = queue.Queue()
         self.cancelled: queue.Queue[str] = queue.Queue()
         self.stop = threading.Event()
+        self.tally = Tally()
         self._mailbox = mailbox
         self._script = script
         self._running: dict[str, Iterator[Reply | None]] = {}
@@ -159,6 +161,9 @@ class ScriptedWorker(threading.Thread):
             for mail in self._mailbox.collect(timeout_s=0.005):
                 self._take(mail)
             replies = [next(script, None) for script in list(self._running.values())]
+            for reply in replies:
+                if isinstance(reply, Finished):
+                    self.tally.add_step(0.01, reply.usage.tokens_by_mode)
             self._mailbox.reply([reply for reply in replies if reply is not None])
 
     def _take(self, mail: Mail) -> None:
@@ -170,7 +175,8 @@ class ScriptedWorker(threading.Thread):
                 self._running.pop(id_, None)
                 self.cancelled.put(id_)
             case PinMode(mode=mode):
-                self.publish(pinned=True, mode=mode)
+                reason = {"reason_code": "pinned", "reason_text": "pinned by hand"}
+                self.publish(pinned=True, mode=mode, **reason)
             case UnpinMode():
                 self.publish(pinned=False, mode=FULL)
             case BeginDrain():
@@ -190,6 +196,11 @@ def comes_true(claim: Callable[[], bool]) -> bool:
 
 def event_json(recorded: Recorded) -> str:
     return json.dumps({"seq": recorded.seq, "type": recorded.event.type})
+
+
+def brief_documents(mailbox: Mailbox) -> Documents:
+    """Short ones, for tests that look at how they are sent."""
+    return Documents(state=lambda: json.dumps({"mode": mailbox.status.mode}), event=event_json)
 
 
 @dataclass
@@ -228,12 +239,15 @@ def serving(
     script: Script = by_prompt,
     patience: Patience | None = None,
     status: Status | None = None,
+    make_documents: Callable[[Mailbox], Documents] = brief_documents,
+    budget_bytes: int | None = None,
+    num_events: int = 8,
     **settings: Any,
 ) -> Iterator[Served]:
     """A real server on a free port of the loopback, and a scripted worker behind it."""
     mailbox = Mailbox(status or make_status())
     chosen = ServerSettings(**{"port": 0, "drain_timeout_s": 1, **settings})
-    events = EventLog(capacity=8)
+    events = EventLog(capacity=num_events)
     max_in_flight = chosen.max_running + chosen.max_waiting
     served = Served(
         mailbox=mailbox,
@@ -241,13 +255,21 @@ def serving(
         events=events,
         client=EngineClient(mailbox, max_in_flight=max_in_flight, events=events),
     )
-    served.app = _app(served, chosen, patience or Patience(pin_s=PATIENT_S))
+    served.app = _app(
+        served, chosen, patience or Patience(pin_s=PATIENT_S), make_documents(mailbox), budget_bytes
+    )
     with _running(served, chosen), served.http:
         served.http.base_url = served.url
         yield served
 
 
-def _app(served: Served, settings: ServerSettings, patience: Patience) -> Any:
+def _app(
+    served: Served,
+    settings: ServerSettings,
+    patience: Patience,
+    documents: Documents,
+    budget_bytes: int | None,
+) -> Any:
     return make_app(
         client=served.client,
         prompts=BytePrompts(),
@@ -259,10 +281,11 @@ def _app(served: Served, settings: ServerSettings, patience: Patience) -> Any:
             supports=lambda mode: mode.page_format != "int8",
         ),
         events=served.events,
-        documents=Documents(
-            state=lambda: json.dumps({"mode": served.mailbox.status.mode}), event=event_json
-        ),
+        documents=documents,
         settings=settings,
+        tally=served.worker.tally,
+        cache_bytes=lambda: {"full": 32, "int4": 16, "free": 16},
+        budget_bytes=budget_bytes,
         patience=patience,
     )
 

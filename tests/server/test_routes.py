@@ -135,7 +135,9 @@ def test_metrics_count_by_mode_and_outcome(own: Served) -> None:
     lines = own.http.get("/metrics").text.splitlines()
     assert {
         'adaptive_kv_memory_free_bytes{source="file"} 600.0',
-        'adaptive_kv_cache_bytes{format="all"} 64.0',
+        'adaptive_kv_cache_bytes{format="full"} 32.0',
+        'adaptive_kv_cache_bytes{format="int4"} 16.0',
+        'adaptive_kv_cache_bytes{format="free"} 16.0',
         'adaptive_kv_mode_info{mode="full"} 1.0',
         'adaptive_kv_sequences{state="parked"} 1.0',
         'adaptive_kv_sequences{state="running"} 0.0',
