@@ -6,7 +6,8 @@
 #   make bench       measure              make gpu-check   the tests that need a CUDA device
 #   make deb         a Debian package     make lock        newer packages for it, by their hashes
 #
-# ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions.
+# ARGS="..." is handed to the command; PYTHON=... and TORCH=... choose versions. BENCHES="..." names
+# some of what bench runs, which takes about an hour: make bench BENCHES=served ARGS=--keep
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test lint bench gpu-check deb lock tools clean
@@ -17,8 +18,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 TORCH  ?= 2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := $(VENV)/bench/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check "torch==$(TORCH)"
 ARGS   ?=
+BENCHES ?= decode contexts curve streams served switches policies replay modes mqtt
 
 # Nothing here means to reach a model hub; a missing file must say so and not go looking for it.
 demo serve test bench gpu-check: export HF_HUB_OFFLINE = 1
@@ -41,12 +44,12 @@ lint: $(VENV)/.installed-test
 	@$(BIN)/mypy adaptive_kv policies tests $(wildcard tools/*.py benchmarks/*.py)
 	@$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed-test
-	@$(BIN)/python benchmarks/decode.py $(ARGS)
-	@$(BIN)/python benchmarks/policies.py
-	@$(BIN)/python benchmarks/replay.py
-	@$(BIN)/python benchmarks/modes.py
-	@$(BIN)/python benchmarks/mqtt.py
+bench: $(VENV)/.installed-bench
+	@for name in $(BENCHES); do \
+		echo "make: benchmarks/$$name.py" >&2; \
+		$(PEERS)/python benchmarks/$$name.py $(ARGS) || exit 1; \
+	done
+	@$(PEERS)/python benchmarks/performance.py
 
 gpu-check: $(VENV)/.installed-test
 	@$(BIN)/python -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
@@ -82,6 +85,17 @@ $(VENV)/.installed: $(VENV)/.torch-$(TORCH) pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.torch-$(TORCH) pyproject.toml
 	@$(PIP) --quiet -e '.[demo,test]' >&2
 	@touch $@ $(VENV)/.installed
+
+# What we are measured against, in an environment upon the other one: transformers imports some of it
+# wherever it finds it. hqq needs none of the kernels that it would build for a GPU.
+$(VENV)/.installed-bench: $(VENV)/.installed-test
+	@test -x $(PEERS)/python || $(BIN)/python -m venv $(VENV)/bench >&2
+	@below=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	own=$$($(PEERS)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	echo "import site; site.addsitedir('$$below')" > "$$own/below.pth"
+	@DISABLE_CUDA=1 $(PEERS)/python -m pip install --disable-pip-version-check --quiet \
+		"torch==$(TORCH)" -e '.[bench]' >&2 && touch $@ \
+		|| echo "make: not all of what we are measured against could be installed" >&2
 
 # The tests talk to a real broker, look with a real browser, have Prometheus' own tool check what is
 # for it, build a driver of their own and boot a systemd with what a box has. Without the right to

@@ -9,7 +9,6 @@ them alike; ratios are taken within a round, and medians over the rounds. Prefil
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decode_contenders import Contender, Ours, Prompts, Stock, Turn
+from decode_contenders import Contender, Ours, Prompts, Stock
 from decode_models import MODELS, Pair, load_pair
 from decode_report import render
 from machine import machine
+from rounds import Turn, ratio, speed, take_turns
 
 _ROOT = Path(__file__).parents[1]
 _JSON = _ROOT / "docs" / "benchmarks" / "decode.json"
@@ -47,16 +47,12 @@ def measure_case(pair: Pair, context: int, num_sequences: int, plan: Plan) -> di
     """One model, one length of prompts, one number of sequences: everyone against everyone."""
     prompts = _prompts(context, num_sequences)
     contenders = {name: make() for name, make in _entrants(pair, prompts, plan).items()}
-    turns: dict[str, list[Turn]] = {name: [] for name in contenders}
-    for number in range(plan.num_rounds):
-        names = list(contenders)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            turns[name].append(contenders[name].take_turn(plan.turn_tokens))
+    turns = take_turns(contenders, plan.num_rounds, plan.turn_tokens)
     case = {
         "model": pair.ours.name,
         "context": context,
         "num_sequences": num_sequences,
-        "speeds": {name: _speed(seen) for name, seen in turns.items()},
+        "speeds": {name: speed(seen) for name, seen in turns.items()},
         "ratios": _ratios(turns, plan.modes),
         "equal_tokens": _num_equal(contenders["full"], contenders["generate"]),
     }
@@ -84,24 +80,10 @@ def _prompts(num_tokens: int, num_sequences: int) -> Prompts:
     return prompts
 
 
-def _speed(turns: Sequence[Turn]) -> dict[str, float]:
-    wall = statistics.median(turn.num_tokens / turn.wall_s for turn in turns)
-    cpu = statistics.median(turn.num_tokens / turn.cpu_s for turn in turns)
-    return {"tokens_per_s": round(wall, 2), "tokens_per_cpu_s": round(cpu, 2)}
-
-
 def _ratios(turns: Mapping[str, Sequence[Turn]], modes: Sequence[str]) -> dict[str, Any]:
     """By mode and opponent: how many times as fast, on the clock and in CPU time."""
     opponents = [name for name in turns if name.startswith("generate")]
-    return {mode: {name: _ratio(turns[mode], turns[name]) for name in opponents} for mode in modes}
-
-
-def _ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> dict[str, float]:
-    pairs = list(zip(ours, theirs, strict=True))
-    work = [one.num_tokens / other.num_tokens for one, other in pairs]
-    wall = [w * b.wall_s / a.wall_s for w, (a, b) in zip(work, pairs, strict=True)]
-    cpu = [w * b.cpu_s / a.cpu_s for w, (a, b) in zip(work, pairs, strict=True)]
-    return {"wall": round(statistics.median(wall), 3), "cpu": round(statistics.median(cpu), 3)}
+    return {mode: {name: ratio(turns[mode], turns[name]) for name in opponents} for mode in modes}
 
 
 def _num_equal(ours: Contender, theirs: Contender) -> str:

@@ -5,12 +5,12 @@ Both prefill first, unmeasured, and then take turns of a few tokens, going on wh
 
 import inspect
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rounds import Turn
 from torch import Tensor
 from transformers import (
     DynamicCache,
@@ -22,20 +22,21 @@ from transformers import (
 
 from adaptive_kv.config import load_settings
 from adaptive_kv.engine.loading import LoadedModel
-from adaptive_kv.engine.mailbox import Delta, Failed, Reply, Request, SamplingParams
+from adaptive_kv.engine.mailbox import (
+    Delta,
+    Failed,
+    PinMode,
+    Reply,
+    Request,
+    SamplingParams,
+)
+from adaptive_kv.engine.sequence import Sequence as Live
 from adaptive_kv.engine.service import build_engine
+from adaptive_kv.engine.speed import fill_with_noise
 from adaptive_kv.events import EventLog
+from adaptive_kv.policy import CacheMode
 
 Prompts = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What a turn took: tokens of all sequences, seconds on the clock and of this process."""
-
-    num_tokens: int
-    wall_s: float
-    cpu_s: float
 
 
 class Contender(Protocol):
@@ -56,15 +57,30 @@ class Contender(Protocol):
 
 
 class Ours:
-    """The whole path: sensors, policy, scheduling, forward, sampling, text, replies, status."""
+    """The whole path: sensors, policy, scheduling, forward, sampling, text, replies, status.
 
-    def __init__(self, loaded: LoadedModel, mode: str, prompts: Prompts, max_tokens: int) -> None:
+    `is_filled` puts noise in the place of what prefilling all but the last token would store. Turns
+    can be taken once all sequences decode; `is_ready` false leaves the way there to `step`.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        mode: str,
+        prompts: Prompts,
+        max_tokens: int,
+        *,
+        is_filled: bool = False,
+        is_ready: bool = True,
+        sections: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.outputs: list[list[int]] = [[] for _ in prompts]
         flags = {
             "policy": {"name": "fixed", "options": {"mode": mode}},
             "cache": {"ladder": tuple(dict.fromkeys(("full", mode)))},
             "memory": {"floor": 0},
             "server": {"max_running": len(prompts)},
+            **(sections or {}),
         }
         settings = load_settings(flags=flags, default_file=Path("/nonexistent"))
         self._engine = build_engine(settings, loaded, EventLog())
@@ -74,15 +90,23 @@ class Ours:
             sampling = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
             request = Request(id=str(number), prompt_ids=tuple(prompt), sampling=sampling)
             self._engine.mailbox.post(request)
-        while not all(self.outputs):
-            self._engine.worker.step()
+        if is_filled:
+            self._fill()
+        while is_ready and not all(self.outputs):
+            self.step()
+        while is_filled and not self.is_settled:  # what was filled is full at first
+            self.step()
+
+    def step(self) -> None:
+        """One step of the worker."""
+        self._engine.worker.step()
 
     def take_turn(self, num_tokens: int) -> Turn:
         """As `Contender.take_turn`: each step gives every sequence one token."""
         before = sum(map(len, self.outputs))
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         for _ in range(num_tokens):
-            self._engine.worker.step()
+            self.step()
         wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
         num_done = sum(map(len, self.outputs)) - before
         assert num_done == num_tokens * len(self.outputs), "a sequence stood still"
@@ -91,6 +115,43 @@ class Ours:
     def close(self) -> None:
         """As `Contender.close`."""
         self._engine.stop()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of pages in use."""
+        return self._engine.worker._store.used_bytes  # noqa: SLF001 - the status is older
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every page is in the form that the mode asks for."""
+        return all(sequence.cache.is_settled for sequence in self._running)
+
+    @property
+    def are_exact(self) -> bool:
+        """Whether the next tokens will be as in a fresh full run."""
+        return all(sequence.is_exact for sequence in self._running)
+
+    @property
+    def modes(self) -> set[str]:
+        """Of the sequences."""
+        return {sequence.mode for sequence in self._running}
+
+    def pin(self, mode: str) -> None:
+        """Have all sequences go into a mode, from the next step on."""
+        self._engine.mailbox.post(PinMode(CacheMode(mode)))
+
+    @property
+    def _running(self) -> Sequence[Live]:
+        return self._engine.worker._scheduler.running  # noqa: SLF001 - nobody else asks
+
+    def _fill(self) -> None:
+        worker = self._engine.worker
+        worker._desk.take_mail(0.0)  # noqa: SLF001 - what a step begins with
+        for sequence in worker._scheduler.waiting:  # noqa: SLF001 - nobody else fills
+            num_stored = len(sequence.tokens) - 1
+            sequence.cache.reserve(num_stored)
+            fill_with_noise(sequence.cache)
+            sequence.cache.commit(num_stored, is_exact=True)
 
     def _take(self, replies: Sequence[Reply]) -> None:
         for reply in replies:
@@ -108,11 +169,8 @@ class Stock:
         self._ids = torch.tensor(prompts)
         self._num_prompt = self._ids.shape[1]
         self._cache = DynamicCache(config=module.config)
-        # Its name since transformers 5.24, and before.
-        forward: Any = module.forward
-        names = inspect.signature(forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
-        self._generate(1, _Stamps())
+        self._cache_name = cache_name(module)
+        self._generate(1, Stamps())
 
     @property
     def outputs(self) -> list[list[int]]:
@@ -122,7 +180,7 @@ class Stock:
 
     def take_turn(self, num_tokens: int) -> Turn:
         """As `Contender.take_turn`; what `generate` does before its first token is not counted."""
-        stamps = _Stamps()
+        stamps = Stamps()
         self._generate(num_tokens + 1, stamps)
         (wall_s, cpu_s), (last_wall_s, last_cpu_s) = stamps.seen[0], stamps.seen[-1]
         return Turn(num_tokens * len(self._ids), last_wall_s - wall_s, last_cpu_s - cpu_s)
@@ -131,7 +189,7 @@ class Stock:
         """As `Contender.close`."""
         del self._cache
 
-    def _generate(self, num_tokens: int, stamps: "_Stamps") -> None:
+    def _generate(self, num_tokens: int, stamps: "Stamps") -> None:
         make_config: Any = GenerationConfig
         self._ids = self._module.generate(
             self._ids,
@@ -144,7 +202,13 @@ class Stock:
         )
 
 
-class _Stamps(StoppingCriteria):
+def cache_name(module: PreTrainedModel) -> str:
+    """What `forward` calls its cache: since transformers 5.24, and before."""
+    forward: Any = module.forward
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+class Stamps(StoppingCriteria):
     """Never stops; notes when each token was there."""
 
     def __init__(self) -> None:

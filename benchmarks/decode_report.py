@@ -36,6 +36,7 @@ def render(report: Mapping[str, Any]) -> str:
     parts = [
         "# Benchmarks",
         "<!-- made of benchmarks/decode.json by `make bench`; do not edit -->",
+        "What is asked for, and all other pages: [performance.md](performance.md).",
         "## Decoding against transformers",
         _INTRODUCTION,
         _METHOD.format(

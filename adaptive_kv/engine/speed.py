@@ -122,19 +122,11 @@ class _Timer:
         self._caches.append(cache)
         if length:
             cache.reserve(length)
-            self._fill(cache)
+            fill_with_noise(cache)
             cache.commit(length, is_exact=True)
             switch.advance(cache)
             cache.reserve(1)
         return cache
-
-    def _fill(self, cache: SequenceCache) -> None:
-        """Memory that was never written is not there yet, and zeros are not like other numbers."""
-        for group, pages in enumerate(self._store.groups):
-            for page in cache.pages(group):
-                slab, index = pages.pages.slab_and_index(page)
-                for pieces in (slab.keys, slab.values):
-                    pieces[:, :, index].view(pages.group.dtype).normal_()
 
     def _best_s(self, steps: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         """The quickest of each, taking turns: what others do on this box only ever adds to one."""
@@ -165,3 +157,15 @@ class _Timer:
             logits = model.forward([0] * len(positions), positions, last, batch)
             logits[0, 0].item()  # a device has only finished once something was read
             return time.perf_counter() - started_s
+
+
+def fill_with_noise(cache: SequenceCache) -> None:
+    """Write into all pages of a cache, which are full ones, what stands for keys and values.
+
+    Memory that was never written is not there yet, and zeros are not like other numbers.
+    """
+    for group, pages in enumerate(cache.store.groups):
+        for page in cache.pages(group):
+            slab, index = pages.pages.slab_and_index(page)
+            for pieces in (slab.keys, slab.values):
+                pieces[:, :, index].view(pages.group.dtype).normal_()
