@@ -131,11 +131,17 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def make_settings(**sections: dict[str, Any]) -> Settings:
-    """Defaults that suit a tiny model: small pages, small slabs, nobody waits."""
+    """Defaults that suit a tiny model, however slow the machine: small slabs, nobody waits."""
     base: dict[str, dict[str, Any]] = {
         "server": {"max_tokens_per_step": 96},
         "memory": {"source": "meminfo", "floor": 0, "max_age_s": 1e6},
-        "cache": {"ladder": LADDER, "sinks": 16, "recent": 32, "slab": 32 * KIB},
+        "cache": {
+            "ladder": LADDER,
+            "sinks": 16,
+            "recent": 32,
+            "slab": 32 * KIB,
+            "switch_share": 1e6,
+        },
         "policy": {"name": "fixed", "min_dwell_s": 0.0, "deadline_s": 1e3},
     }
     for name, changes in sections.items():

@@ -8,7 +8,7 @@ Dropping costs nothing and comes first. Then pages are converted block by block,
 Every page stays readable throughout, so a switch may stop after any block and go on later.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +29,15 @@ class Progress:
     freed_bytes: int
 
 
-def advance(cache: SequenceCache, max_bytes: int | None = None) -> Progress:
+def advance(
+    cache: SequenceCache,
+    max_bytes: int | None = None,
+    *,
+    is_late: Callable[[], bool] = lambda: False,
+) -> Progress:
     """Bring `cache` nearer to its mode's plan, reading and writing about `max_bytes` of pages.
 
+    Not more than one block of pages is converted once it `is_late`.
     Sets `cache.is_settled` once nothing is left to do. Raises `torch.OutOfMemoryError` where a
     switch to a larger format does not fit; what was done until then stays.
     """
@@ -45,7 +51,8 @@ def advance(cache: SequenceCache, max_bytes: int | None = None) -> Progress:
             if span.format is None:
                 cache.forget(group, span)
         for block, format_name in _blocks(cache, group, plan):
-            if max_bytes is not None and moved_bytes >= max_bytes:
+            has_enough = max_bytes is not None and moved_bytes >= max_bytes
+            if has_enough or (moved_bytes and is_late()):
                 return Progress(moved_bytes, used_bytes - cache.used_bytes)
             moved_bytes += _convert(cache, group, pages, block, format_name)
     cache.settle()

@@ -106,6 +106,6 @@ class Rescue:
 
     def _convert_everything(self) -> None:
         try:
-            self._switcher.advance(self._scheduler.running, is_urgent=True)
+            self._switcher.advance(self._scheduler.running, max_s=None)
         except RuntimeError as error:
             check_shortage(error)

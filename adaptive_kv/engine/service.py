@@ -187,6 +187,7 @@ def build_engine(
         mailbox=mailbox,
         tally=tally,
         max_age_s=settings.memory.max_age_s,
+        switch_share=settings.cache.switch_share,
         note=None if recorder is None else recorder.note,
         clock=clock,
     )

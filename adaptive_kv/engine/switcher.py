@@ -1,5 +1,6 @@
 """Carries out what the controller ordered, a bounded amount per step, and reports what it took."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -63,26 +64,37 @@ class Switcher:
         for sequence, wanted in changing.items():
             self._start(sequence, wanted, reason)
 
-    def advance(self, sequences: Iterable[Sequence], *, is_urgent: bool) -> int:
-        """Convert pages, at most a step's share unless urgent; returns bytes freed.
+    @property
+    def is_busy(self) -> bool:
+        """Whether pages of some sequence are being converted."""
+        return bool(self._under_way)
+
+    def advance(self, sequences: Iterable[Sequence], *, max_s: float | None) -> int:
+        """Convert pages for about `max_s`, or all of them at once (None); returns bytes freed.
 
         Raises `torch.OutOfMemoryError` where a larger format does not fit; what was done stays.
         """
-        left = None if is_urgent else self._max_bytes
+        left = sys.maxsize if max_s is None else self._max_bytes
+        late_s = math.inf if max_s is None else self._clock() + max_s
         freed_bytes = 0
+
+        def is_late() -> bool:
+            return self._clock() >= late_s
+
         for sequence in sequences:
-            if left is not None and left <= 0:
+            if left <= 0 or (freed_bytes and is_late()):
                 break
             if sequence.cache.is_settled and sequence not in self._under_way:
                 continue
-            progress = switch.advance(sequence.cache, left)
+            progress = switch.advance(sequence.cache, left, is_late=is_late)
             freed_bytes += progress.freed_bytes
-            left = None if left is None else left - progress.moved_bytes
+            left -= progress.moved_bytes
             if under_way := self._under_way.get(sequence):
                 under_way.freed_bytes += progress.freed_bytes
                 if sequence.cache.is_settled:
                     self._report(sequence)
-        self._store.compact(sys.maxsize if left is None else max(0, left))
+        while left > 0 and not is_late() and (moved_bytes := self._store.compact(1)):
+            left -= moved_bytes
         if not self._under_way:
             self._report_service()
         return freed_bytes

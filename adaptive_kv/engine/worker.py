@@ -5,6 +5,7 @@ emit. It either commits whole or leaves no trace: what a sequence has stored and
 after the forward and the sampling returned, so a step that ran out of memory is simply run again.
 """
 
+import math
 import threading
 import time
 from collections import Counter
@@ -60,6 +61,7 @@ class Worker:
         mailbox: Mailbox,
         tally: Tally,
         max_age_s: float,
+        switch_share: float,
         note: Callable[[Reading, Orders], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -77,6 +79,7 @@ class Worker:
         self._mailbox = mailbox
         self._tally = tally
         self._max_age_s = max_age_s
+        self._switch_share = switch_share
         self._note = note
         self._clock = clock
         self._ragged: RaggedBatch | None = None
@@ -156,11 +159,18 @@ class Worker:
         """Set modes, and convert a step's share of pages."""
         self._rescue.order(orders, reading)
         try:
-            self._switcher.advance(self._scheduler.running, is_urgent=False)
+            self._switcher.advance(self._scheduler.running, max_s=self._switch_s())
             return
         except RuntimeError as error:
             check_shortage(error)
         self._make_room(OutOfMemory(1, is_of_pages=True))  # a way up ends one rung lower
+
+    def _switch_s(self) -> float | None:
+        """A step's share for converting pages; None, all at once, where memory is gone."""
+        if self._rescue.is_short:
+            return None
+        typical_s = self._meter.token_s_by_mode().get(self._switcher.mode)
+        return self._switch_share * (typical_s or self._meter.latency().p50_s or math.inf)
 
     # Schedule
 
@@ -222,7 +232,8 @@ class Worker:
         self._commit(batch)
         now_s = self._clock()
         decoded = Counter(c.sequence.mode for c in batch.sampled)
-        self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=not batch.is_healing)
+        is_typical = not (batch.is_healing or self._switcher.is_busy)
+        self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=is_typical)
         self._tally.add_step(now_s - started_s, decoded)
         for sequence in self._desk.emit(batch.sampled, outcome):
             self._finish(sequence)

@@ -50,7 +50,7 @@ def test_what_a_mode_was_said_to_cost_is_what_its_pages_weigh_once_settled(mode:
     for _ in range(20):
         said_bytes = _pages_bytes(stand, mode)
         stand.step()
-        stand.engine.worker._switcher.advance(stand.scheduler.running, is_urgent=True)
+        stand.engine.worker._switcher.advance(stand.scheduler.running, max_s=None)
         assert all(s.cache.used_bytes == _settled_bytes(stand, s) for s in stand.scheduler.running)
         assert stand.store.used_bytes == said_bytes
 
@@ -61,7 +61,7 @@ def test_the_cost_of_a_mode_is_known_before_it_is_entered() -> None:
         said_bytes = _pages_bytes(stand, mode)
         stand.pin(mode)
         stand.step()
-        stand.engine.worker._switcher.advance(stand.scheduler.running, is_urgent=True)
+        stand.engine.worker._switcher.advance(stand.scheduler.running, max_s=None)
         assert stand.store.used_bytes == said_bytes
 
 

@@ -57,6 +57,22 @@ def test_a_large_switch_takes_several_steps_and_is_told_when_it_is_done() -> Non
     assert whole.freed_bytes == sum(e.freed_bytes for e in stand.of_type(SequenceSwitched)) > 0
 
 
+def test_a_switch_takes_no_more_of_a_step_than_its_share() -> None:
+    """With hardly any, one block of pages in every step."""
+    stand = make_stand(server={"max_tokens_per_step": 512}, cache={"switch_share": 1e-9})
+    for seed in range(3):
+        stand.post(prompt(150, seed=seed), 60)
+    stand.step(2)
+    stand.pin("int4")
+    used_bytes = []
+    while not stand.of_type(ModeChanged):
+        stand.step()
+        check(stand)
+        used_bytes.append(stand.store.used_bytes)
+    assert len(used_bytes) >= 5
+    assert used_bytes[-1] < used_bytes[0]
+
+
 def test_a_way_back_up_frees_a_negative_number_of_bytes() -> None:
     stand = _decoding()
     stand.pin("int4")
