@@ -14,7 +14,7 @@ import httpx
 import pytest
 from browser import Seen, running_chromium, visiting
 from cli.test_serve import Served, ask, serving
-from playwright.sync_api import expect
+from playwright.sync_api import Locator, expect
 from test_squeeze import CONFIG, FLOOR_BYTES, MIB, Device, prompt
 
 ROOMY_BYTES, TIGHT_BYTES = 90 * MIB, 11 * MIB
@@ -90,6 +90,20 @@ def busy(served: Served) -> Iterator[None]:
             each.result()
 
 
+def shown(seen: Seen, text: str) -> Locator:
+    """Events with `text`, once there are any, however many others came after them."""
+    found = seen.page.locator("#events li").filter(has_text=text)
+    older = seen.page.locator("#older")
+
+    def look() -> bool:
+        if found.count() == 0 and older.is_visible():
+            older.click()
+        return found.count() > 0
+
+    seen.comes_true(look, text)
+    return found
+
+
 def take_pictures(seen: Seen, folder: Path, neighbour: Neighbour) -> None:
     """Of a whole squeeze, once it is over."""
     seen.page.wait_for_timeout(CALM_MS)
@@ -122,11 +136,12 @@ def test_the_dashboard_shows_a_squeeze(tmp_path: Path, request: pytest.FixtureRe
             before = page.evaluate(NUM_POINTS)
             seen.holds(f"(before) => {NUM_POINTS} > before", before)
             expect(page.locator("#budget")).to_contain_text("that the budget leaves")
+            expect(page.locator("#modes-words")).to_contain_text(re.compile(r"Now: \d full"))
             if pictures:
                 take_pictures(seen, Path(pictures), neighbour)
             neighbour.left_bytes = TIGHT_BYTES
             seen.holds(f"{MODES_SHOWN}.size > 1")
-            change = page.locator("#events li").filter(has_text="full → ")
+            change = shown(seen, "full → ")
             expect(change.first).to_contain_text(WHY)
             neighbour.left_bytes = ROOMY_BYTES
             expect(page.locator("tr[aria-current] th")).to_have_text("full")
@@ -138,9 +153,7 @@ def test_the_dashboard_shows_a_squeeze(tmp_path: Path, request: pytest.FixtureRe
             page.get_by_role("button", name="Return to the policy").click()
             expect(page.locator("tr[aria-current] th")).to_have_text("full")
             assert httpx.get(f"{served.url}/status").json()["pinned"] is False
-            expect(page.locator("#events li").filter(has_text="pinned by hand")).not_to_have_count(
-                0
-            )
+            shown(seen, "pinned by hand")
 
         colors = []
         for scheme in ("light", "dark"):

@@ -4,6 +4,7 @@ import { shape } from "./draw.js";
 import { byKept, bytes, clock, count, duration, kind } from "./words.js";
 
 const MAX_KEPT = 400;
+const OF_ONE = new Set(["sequence_switched", "sequence_parked", "sequence_resumed", "healed"]);
 const WRONG = new Set(["oom", "policy_fault", "sensor_fault", "request_rejected"]);
 
 /** An element with text or children in it. */
@@ -84,7 +85,7 @@ export class Events {
   }
 
   get #chosen() {
-    return this.#kept.filter((each) => this.showsEvery || !isOfOne(each));
+    return this.#kept.filter((each) => this.showsEvery || !OF_ONE.has(each.type));
   }
 
   /** Whether some are kept that are not shown. */
@@ -113,10 +114,6 @@ export class Events {
     this.#isDue = false;
     this.#list.replaceChildren(...this.#chosen.slice(-this.num_shown).toReversed().map(line));
   }
-}
-
-function isOfOne(event) {
-  return event.type === "sequence_switched" || event.type === "healed";
 }
 
 function line(event) {
