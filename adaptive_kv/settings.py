@@ -208,7 +208,7 @@ class CacheSettings(Section):
     """Unit in which device memory is taken and given back."""
     switch_bytes_per_step: SomeBytes = 64 * 2**20
     """How much a switch may convert between two steps."""
-    switch_share: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    switch_share: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     """Of the time of a step, how much longer one may take in which a switch converts something."""
     heal: bool = True
     """Recompute inexact pages when there is room and time."""

@@ -50,6 +50,7 @@ class Rescue:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
         before_bytes = self._taken_bytes(shortage)
         self._drop_shadows()
+        self._finish_shrinking(read())
         freed_bytes = before_bytes - self._taken_bytes(shortage)
         while freed_bytes < shortage.needed_bytes:
             reading = read()
@@ -103,6 +104,12 @@ class Rescue:
     def _taken_bytes(self, shortage: OutOfMemory) -> int:
         """How much is taken of what was short."""
         return self._store.used_bytes if shortage.is_of_pages else self._store.held_bytes
+
+    def _finish_shrinking(self, reading: Reading) -> None:
+        """Before anybody goes lower, what is on its way down arrives."""
+        cost = reading.costs[reading.mode]
+        if self._switcher.is_busy and cost.bytes - cost.transient_bytes < self._store.used_bytes:
+            self._convert_everything()
 
     def _convert_everything(self) -> None:
         try:

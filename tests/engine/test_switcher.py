@@ -3,7 +3,8 @@
 from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand
 from models import prompt
 
-from adaptive_kv.events import Event, ModeChanged, SequenceSwitched, Switched
+from adaptive_kv.engine.batch import OutOfMemory
+from adaptive_kv.events import Event, ModeChanged, OomAverted, SequenceSwitched, Switched
 
 
 def _decoding(
@@ -154,3 +155,19 @@ def test_slabs_are_given_back_after_a_switch() -> None:
     store = stand.store
     assert store.held_bytes < held_bytes * 0.65
     assert store.held_bytes - store.used_bytes < 4 * store.slab_bytes
+
+
+def test_what_is_on_its_way_down_arrives_before_anybody_goes_lower() -> None:
+    stand = make_stand(
+        server={"max_tokens_per_step": 512}, cache={"switch_share": 1e-9, "slab": 4 * KIB}
+    )
+    for seed in range(3):
+        stand.post(prompt(150, seed=seed), 60)
+    stand.step(2)
+    stand.pin("int8")
+    stand.step()
+    used_bytes = stand.store.used_bytes
+    stand.engine.worker._make_room(OutOfMemory(1, is_of_pages=True))
+    assert stand.of_type(OomAverted)[-1].to_mode == "int8"
+    assert stand.store.used_bytes < used_bytes
+    assert all(sequence.cache.is_settled for sequence in stand.scheduler.running)
