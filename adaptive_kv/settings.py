@@ -208,6 +208,9 @@ class CacheSettings(Section):
     """Unit in which device memory is taken and given back."""
     switch_bytes_per_step: SomeBytes = 64 * 2**20
     """How much a switch may convert between two steps."""
+    prefix: bool = True
+    """Let sequences that begin alike share pages, and keep those of ended ones while memory is
+    free."""
     heal: bool = True
     """Recompute inexact pages when there is room and time."""
     max_kl: Seconds = 0.1

@@ -62,7 +62,7 @@ class Gauge:
 
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
-        memory = self._memory_without_shadows(now_s)
+        memory = self._memory_without_idle(now_s)
         running = self._scheduler.running
         return Reading(
             time_s=now_s,
@@ -103,15 +103,19 @@ class Gauge:
             sample_age_s=max(0.0, now_s - sample.time_s),
         )
 
-    def _memory_without_shadows(self, now_s: float) -> Memory:
-        """Healing gives way to everyone, so nobody has to decide anything because of it."""
-        memory, shadow_bytes = self.memory(now_s), self._scheduler.shadow_bytes
-        if not shadow_bytes:
+    def _memory_without_idle(self, now_s: float) -> Memory:
+        """What healing and prefixes hold gives way to everyone: nobody has to decide because of it.
+
+        What a retained page lies in is given back with it, or taken by the next one.
+        """
+        memory = self.memory(now_s)
+        idle_bytes = self._scheduler.shadow_bytes + self._store.budget.reclaimable_bytes
+        if not idle_bytes:
             return memory
         return replace(
             memory,
-            free_bytes=memory.free_bytes + shadow_bytes,
-            cache_bytes=memory.cache_bytes - shadow_bytes,
+            free_bytes=memory.free_bytes + idle_bytes,
+            cache_bytes=memory.cache_bytes - idle_bytes,
         )
 
     def load(self, now_s: float) -> Load:
@@ -165,8 +169,15 @@ class Gauge:
 
     def promised_bytes(self) -> int:
         """What the pages of running sequences will weigh beyond what they weigh now."""
-        running = self._scheduler.running
-        return sum(max(0, self.pages_bytes(s.mode, s) - s.cache.used_bytes) for s in running)
+        return sum(self._promised_bytes(sequence) for sequence in self._scheduler.running)
+
+    def _promised_bytes(self, sequence: Sequence) -> int:
+        """What is stored in a denser mode than ordered will grow; in a less dense one it counts as
+        what it will weigh: what shrinks may be shared with somebody for whom it must not."""
+        cache = sequence.cache
+        settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
+        stored_bytes = min(settled_bytes, cache.used_bytes + cache.borrowed_bytes)
+        return max(0, self.pages_bytes(cache.mode, sequence) - stored_bytes)
 
     def chunk_bytes(self, num_tokens: int) -> int:
         """What new tokens weigh until they may be packed."""
@@ -183,7 +194,7 @@ class Gauge:
         budget, num_tokens = self._store.budget, self._scheduler.max_tokens
         if budget.limit_bytes is None:
             return num_tokens
-        left_bytes = budget.limit_bytes - budget.used_bytes - self._store.slab_bytes
+        left_bytes = budget.left_bytes - self._store.slab_bytes
         while num_tokens > MIN_STEP_TOKENS:
             if self.step_bytes(num_tokens) + self.chunk_bytes(num_tokens) <= left_bytes:
                 break

@@ -120,6 +120,7 @@ class Scheduler:
         left = max_tokens - len(decodes)
         chunks = [_next(s, 1) for s in decodes]
         for sequence in self._larger_work():
+            sequence.cache.adopt()
             wanted = sequence.num_pending
             granted = wanted if sequence.mode.is_disabled else min(wanted, max(left, 0))
             is_first = len(chunks) == len(decodes)
