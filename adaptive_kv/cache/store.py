@@ -192,8 +192,7 @@ class PageStore:
 
     def missing_bytes(self, num_bytes: int) -> int:
         """What pages of `num_bytes` would take from the device besides the free pages held."""
-        free_bytes = sum(pages.free_bytes for pages in self.groups)
-        return max(0, num_bytes - free_bytes - self.budget.reclaimable_bytes)
+        return max(0, num_bytes - sum(pages.free_bytes for pages in self.groups))
 
     @property
     def epoch(self) -> int:

@@ -104,10 +104,7 @@ class Gauge:
         )
 
     def _memory_without_idle(self, now_s: float) -> Memory:
-        """What healing and prefixes hold gives way to everyone: nobody has to decide because of it.
-
-        What a retained page lies in is given back with it, or taken by the next one.
-        """
+        """Healing and retained pages give way to all: nobody has to decide because of them."""
         memory = self.memory(now_s)
         idle_bytes = self._scheduler.shadow_bytes + self._store.budget.reclaimable_bytes
         if not idle_bytes:
@@ -143,7 +140,7 @@ class Gauge:
     def _seconds_to_floor(self) -> float | None:
         """The trend of free memory, computed once per sample: there are many steps between two.
 
-        What admitted work will still take from the device counts as taken.
+        What admitted work will still take counts as taken, what is retained counts as free.
         """
         history = self._sensor.history()
         if history is not self._trend[0]:
@@ -152,7 +149,8 @@ class Gauge:
 
     def _forecast_s(self, history: Seq[MemorySample]) -> float | None:
         missing_bytes = self._store.missing_bytes(self.promised_bytes())
-        reserved_bytes = self._floor_bytes + missing_bytes
+        reclaimable_bytes = self._store.budget.reclaimable_bytes
+        reserved_bytes = self._floor_bytes + missing_bytes - reclaimable_bytes
         if missing_bytes and history[-1].free_bytes < reserved_bytes:
             return 0.0  # without anybody else's help
         return seconds_to_floor(history, reserved_bytes)
@@ -172,8 +170,8 @@ class Gauge:
         return sum(self._promised_bytes(sequence) for sequence in self._scheduler.running)
 
     def _promised_bytes(self, sequence: Sequence) -> int:
-        """What is stored in a denser mode than ordered will grow; in a less dense one it counts as
-        what it will weigh: what shrinks may be shared with somebody for whom it must not."""
+        """Of one sequence. What is stored counts for no more than its mode says: what weighs more
+        may be shared with somebody who keeps it so, and make no room for what is to come."""
         cache = sequence.cache
         settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
         stored_bytes = min(settled_bytes, cache.used_bytes + cache.borrowed_bytes)
