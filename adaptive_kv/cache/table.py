@@ -95,6 +95,7 @@ class SequenceCache:
         self._is_exact: bool | None = None
         self._used_bytes: int | None = None
         self._borrowed_bytes = 0
+        self._may_borrow = False
         self._names: Names | None = None
         self._num_named = 0
         self._named_at: float = math.inf
@@ -206,6 +207,7 @@ class SequenceCache:
             dropped, table[:] = list(table), []
             self._give(group, dropped)
         self.num_stored = self.num_adopted = 0
+        self._may_borrow = False
         self._expect_block(0)
         self.gap_stops = (0,) * len(self._tables)
         self._has_lost_tokens = False
@@ -234,7 +236,7 @@ class SequenceCache:
         last, blocks_by_group = self.store.prefixes.find(names, first)
         if last == first:
             return
-        stop = names.stop(last - 1)
+        stop, self._may_borrow = names.stop(last - 1), True
         for group, blocks in enumerate(blocks_by_group):
             begin = blocks[0].start if blocks else stop
             if begin > self.num_stored:  # the model hides what is before
@@ -325,18 +327,17 @@ class SequenceCache:
     def _weigh(self) -> tuple[int, int]:
         """Bytes of its own pages and of borrowed ones."""
         if self._used_bytes is None:
-            counts: Counter[tuple[int, str, bool]] = Counter()
-            for group, table in enumerate(self._tables):
-                counts.update(
-                    (group, p.format, p.block is not None and p.block.holders[0] is not self)
-                    for p in table
-                )
-            weights = [0, 0]
-            for (group, format_name, is_borrowed), num_pages in counts.items():
-                page_bytes = self.store.groups[group].page_bytes(format_name)
-                weights[is_borrowed] += num_pages * page_bytes
-            self._used_bytes, self._borrowed_bytes = weights
+            all_bytes = borrowed_bytes = 0
+            for pages, table in zip(self.store.groups, self._tables, strict=True):
+                all_bytes += _weight(pages, table)
+                if self._may_borrow:
+                    borrowed_bytes += _weight(pages, filter(self._is_borrowed, table))
+            self._used_bytes, self._borrowed_bytes = all_bytes - borrowed_bytes, borrowed_bytes
         return self._used_bytes, self._borrowed_bytes
+
+    def _is_borrowed(self, page: Page) -> bool:
+        """Whether a page counts with somebody else."""
+        return page.block is not None and page.block.holders[0] is not self
 
     def _give(self, group: int, pages: Sequence[Page]) -> None:
         """Leave pages to those who share them, and give the others back."""
@@ -354,6 +355,7 @@ class SequenceCache:
                 known = prefixes.enter(group, names[number], pages, self)
                 if known is not None:
                     prefixes.share(known, self)
+                    self._may_borrow = True
                     self.put(group, pages, known.pages)
                     self.store.groups[group].give(pages)
             self._expect_block(number + 1)
@@ -408,6 +410,12 @@ class SequenceCache:
         self._pasts.clear()
         self._is_exact = None
         self._used_bytes = None
+
+
+def _weight(pages: GroupPages, some: Iterable[Page]) -> int:
+    """Bytes of some pages of a group."""
+    by_format = Counter(page.format for page in some)
+    return sum(pages.page_bytes(name) * num_pages for name, num_pages in by_format.items())
 
 
 def _tail(table: list[Page], start: int, stop: int) -> Iterable[Page]:

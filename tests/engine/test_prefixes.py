@@ -260,6 +260,16 @@ def test_what_is_retained_counts_as_free_for_policies_and_as_held_for_everybody(
     assert seen.free_bytes == held.free_bytes + retained_bytes
 
 
+def test_nothing_is_retained_on_a_sample_too_old_to_trust() -> None:
+    stand = make_stand(memory={"max_age_s": 100})
+    _retain(stand)
+    stand.step()
+    assert stand.store.budget.reclaimable_bytes > 0
+    stand.clock.ahead_s += 101
+    stand.step()
+    assert stand.store.held_bytes == 0
+
+
 def test_a_neighbour_who_wants_memory_gets_what_is_retained_before_anybody_is_switched(
     tmp_path: Path,
 ) -> None:
