@@ -174,7 +174,10 @@ class PageStore:
 
     @property
     def bytes_by_format(self) -> Mapping[str, int]:
-        """Bytes of pages and scales in use, and `free`: held besides. Any thread may ask."""
+        """Bytes of pages and scales in use or retained, and `free`: held besides.
+
+        Any thread may ask.
+        """
         found: Counter[str] = Counter()
         for pages in self.groups:
             for name, num_pages in pages.pages.num_by_format.copy().items():

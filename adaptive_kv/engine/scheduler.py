@@ -113,8 +113,9 @@ class Scheduler:
     def chunks(self, max_tokens: int) -> list[Chunk]:
         """The next step's work: every decode, then prefill and whole prefixes as far as they fit.
 
-        Prefills begin with what others have of them. Work that is larger than a step's budget runs alone with the decodes; those that had to
-        stand back take turns. Asked again before `end_turn`, the answer is the same.
+        Prefills begin with what others have of them. Work that is larger than a step's budget runs
+        alone with the decodes; those that had to stand back take turns. Asked again before
+        `end_turn`, the answer is the same.
         """
         decodes = [s for s in self.running if s.num_pending == 1]
         left = max_tokens - len(decodes)
