@@ -131,12 +131,15 @@ class SequenceCache:
     @property
     def used_bytes(self) -> int:
         """Bytes of this sequence's pages, scales included, but for those that it borrows."""
-        return self._weigh()[0]
+        if self._used_bytes is None:
+            self._used_bytes = self._weigh()
+        return self._used_bytes
 
     @property
     def borrowed_bytes(self) -> int:
         """Bytes of pages that it shares and that count with somebody else."""
-        return self._weigh()[1]
+        _ = self.used_bytes  # both are found together
+        return self._borrowed_bytes
 
     def pages(self, group: int) -> tuple[Page, ...]:
         """The pages of a layer group in the order of their tokens."""
@@ -324,16 +327,14 @@ class SequenceCache:
             found.append([(number, index, position - page.start) for position in tokens])
         return list(itertools.chain.from_iterable(reversed(found)))
 
-    def _weigh(self) -> tuple[int, int]:
-        """Bytes of its own pages and of borrowed ones."""
-        if self._used_bytes is None:
-            all_bytes = borrowed_bytes = 0
-            for pages, table in zip(self.store.groups, self._tables, strict=True):
-                all_bytes += _weight(pages, table)
-                if self._may_borrow:
-                    borrowed_bytes += _weight(pages, filter(self._is_borrowed, table))
-            self._used_bytes, self._borrowed_bytes = all_bytes - borrowed_bytes, borrowed_bytes
-        return self._used_bytes, self._borrowed_bytes
+    def _weigh(self) -> int:
+        """Bytes of its own pages; notes those of borrowed ones."""
+        all_bytes = self._borrowed_bytes = 0
+        for pages, table in zip(self.store.groups, self._tables, strict=True):
+            all_bytes += _weight(pages, table)
+            if self._may_borrow:
+                self._borrowed_bytes += _weight(pages, filter(self._is_borrowed, table))
+        return all_bytes - self._borrowed_bytes
 
     def _is_borrowed(self, page: Page) -> bool:
         """Whether a page counts with somebody else."""

@@ -170,11 +170,13 @@ class Gauge:
         return sum(self._promised_bytes(sequence) for sequence in self._scheduler.running)
 
     def _promised_bytes(self, sequence: Sequence) -> int:
-        """Of one sequence. What is stored counts for no more than its mode says: what weighs more
-        may be shared with somebody who keeps it so, and make no room for what is to come."""
+        """Of one sequence. While more is to come, what is stored counts for no more than its mode
+        says: what weighs more may be shared with somebody who keeps it so, and never make room."""
         cache = sequence.cache
-        settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
-        stored_bytes = min(settled_bytes, cache.used_bytes + cache.borrowed_bytes)
+        stored_bytes = cache.used_bytes + cache.borrowed_bytes
+        if sequence.num_pending > 1:
+            settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
+            stored_bytes = min(stored_bytes, settled_bytes)
         return max(0, self.pages_bytes(cache.mode, sequence) - stored_bytes)
 
     def chunk_bytes(self, num_tokens: int) -> int:
