@@ -210,6 +210,9 @@ class CacheSettings(Section):
     """How much a switch may convert between two steps."""
     switch_share: float = Field(default=0.3, gt=0, allow_inf_nan=False)
     """Of the time of a step, how much longer one may take in which a switch converts something."""
+    prefix: bool = True
+    """Let sequences that begin alike share pages, and keep those of ended ones while memory is
+    free."""
     heal: bool = True
     """Recompute inexact pages when there is room and time."""
     max_kl: Seconds = 0.1

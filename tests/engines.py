@@ -18,8 +18,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from adaptive_kv.attention.batch import RaggedBatch
 from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
+from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.config import Settings, load_settings
 from adaptive_kv.engine import service, worker
 from adaptive_kv.engine.loading import LoadedModel, embedded_model
@@ -351,9 +353,9 @@ def check(stand: Stand) -> None:
     assert sum(cache.used_bytes for cache in caches) == store.used_bytes
     assert all(s.cache.used_bytes == s.shadow_bytes == 0 for s in scheduler.waiting)
     assert all(s.shadow is None or s.shadow.is_exact for s in everyone)
-    groups = range(len(store.groups))
-    pages = [page for cache in caches for group in groups for page in cache.pages(group)]
-    assert all(page.num_tokens for page in pages), "a step left pages behind that it did not fill"
+    held = [(cache, page) for cache in caches for page in pages_of(cache)]
+    assert all(p.num_tokens for _, p in held), "a step left pages behind that it did not fill"
+    check_holders(held)
     assert all(s.permits(s.mode) for s in everyone)
     assert len({s.id for s in everyone}) == len(everyone)
     limit_bytes = store.budget.limit_bytes
@@ -362,11 +364,34 @@ def check(stand: Stand) -> None:
     assert not {s.id for s in everyone} & set(stand.ends)
 
 
+def pages_of(cache: SequenceCache) -> list[Page]:
+    """Of all groups."""
+    groups = range(len(cache.store.groups))
+    return [page for group in groups for page in cache.pages(group)]
+
+
+def check_holders(held: Sequence[tuple[SequenceCache, Page]]) -> None:
+    """Who holds a page has it among its own, and the other way round."""
+    holders: dict[Page, set[SequenceCache]] = {}
+    for cache, page in held:
+        holders.setdefault(page, set()).add(cache)
+    for page, found in holders.items():
+        if page.block is None:
+            assert len(found) == 1, "a page of two sequences, and neither knows"
+        else:
+            assert set(page.block.holders) == found
+            assert len(page.block.holders) == len(found)
+            assert page in page.block.pages
+            assert all(each in holders for each in page.block.pages)
+
+
 def check_empty(stand: Stand) -> None:
-    """What must hold once everyone has ended."""
+    """What must hold once everyone has ended: what is held is retained, and goes when asked for."""
     check(stand)
     assert stand.scheduler.is_idle
-    assert stand.store.used_bytes == stand.store.held_bytes == 0
+    assert stand.store.used_bytes == 0
+    stand.store.prefixes.shrink(0)
+    assert stand.store.held_bytes == 0
 
 
 def lengths(num: int, first: int = 5, step: int = 23) -> list[int]:

@@ -12,11 +12,15 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from adaptive_kv.cache.geometry import PageShape
 from adaptive_kv.cache.slab import Budget, Slab
+
+if TYPE_CHECKING:
+    from adaptive_kv.cache.prefixes import Block
 
 NUM_SPARE = 1
 
@@ -26,7 +30,8 @@ class Page:
     """One page of a sequence: tokens `[start, start + num_tokens)` in one format.
 
     `id` is its place in the pool and may change when slabs are emptied; nobody keeps a copy of it
-    beyond a step. `side` is the place of its scales in the side pool.
+    beyond a step. `side` is the place of its scales in the side pool, `block` what others may share
+    it by.
     """
 
     id: int
@@ -35,6 +40,7 @@ class Page:
     num_tokens: int = 0
     is_exact: bool = True
     side: "Page | None" = None
+    block: "Block | None" = None
 
     @property
     def stop(self) -> int:

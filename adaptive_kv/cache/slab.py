@@ -29,7 +29,8 @@ class Budget:
 
     `limit_bytes` caps weights + slabs + workspace for good (None: no cap), so that any device
     behaves like a small GPU. `allowance_bytes` is what the guard lets slabs take from the device
-    until its next reading (None: not limited).
+    until its next reading (None: not limited). `reclaimable_bytes` of the slabs hold what nobody
+    uses: they count as room, and `reclaim` gives that much back.
     """
 
     def __init__(self, limit_bytes: int | None = None, weights_bytes: int = 0) -> None:
@@ -37,6 +38,8 @@ class Budget:
         self.allowance_bytes: int | None = None
         self.weights_bytes = weights_bytes
         self.cache_bytes = 0
+        self.reclaimable_bytes = 0
+        self.reclaim: Callable[[int], None] = lambda _: None
         self.workspace_bytes = 0
         self.peak_cache_bytes = 0
 
@@ -50,22 +53,25 @@ class Budget:
         """Weights and slabs: what is in use between steps."""
         return self.weights_bytes + self.cache_bytes
 
+    @property
+    def left_bytes(self) -> float:
+        """How much more the limit permits to take."""
+        if self.limit_bytes is None:
+            return math.inf
+        return self.limit_bytes - self.used_bytes + self.reclaimable_bytes
+
     def room_bytes(self, reserve_bytes: int = 0) -> float:
         """How much slabs may still take if `reserve_bytes` of workspace are to fit besides."""
-        room_bytes = float("inf")
-        if self.limit_bytes is not None:
-            room_bytes = self.limit_bytes - self.used_bytes - reserve_bytes
+        room_bytes = self.left_bytes - reserve_bytes
         if self.allowance_bytes is not None:
-            room_bytes = min(room_bytes, self.allowance_bytes)
+            room_bytes = min(room_bytes, self.allowance_bytes + self.reclaimable_bytes)
         return max(0, room_bytes)
-
-    def permits(self, num_bytes: int) -> bool:
-        """Whether the limit permits to take so much more."""
-        return self.limit_bytes is None or self.used_bytes + num_bytes <= self.limit_bytes
 
     @contextmanager
     def workspace(self, num_bytes: int) -> Iterator[None]:
         """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
+        if (missing_bytes := self._missing_bytes(num_bytes)) > 0:
+            self.reclaim(missing_bytes)
         self._check("the step's workspace", num_bytes)
         self.workspace_bytes += num_bytes
         try:
@@ -90,9 +96,12 @@ class Budget:
             self.allowance_bytes += num_bytes
 
     def _check(self, what: str, num_bytes: int) -> None:
-        if not self.permits(num_bytes):
-            assert self.limit_bytes is not None
-            raise MemoryLimitError(what, num_bytes, max(0, self.limit_bytes - self.used_bytes))
+        if (missing_bytes := self._missing_bytes(num_bytes)) > 0:
+            raise MemoryLimitError(what, num_bytes, max(0, num_bytes - missing_bytes))
+
+    def _missing_bytes(self, num_bytes: int) -> int:
+        """How much of it would go over the limit at this moment."""
+        return 0 if self.limit_bytes is None else self.used_bytes + num_bytes - self.limit_bytes
 
 
 class Slab:

@@ -1,13 +1,15 @@
 """The pages of all sequences: one pool of pages and one of scales for each group of layers."""
 
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from adaptive_kv.cache.formats import Format, Full, make_formats
 from adaptive_kv.cache.geometry import Keep, LayerGroup
 from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
+from adaptive_kv.cache.prefixes import Prefixes
 from adaptive_kv.cache.slab import Budget
 
 
@@ -16,12 +18,20 @@ class GroupPages:
 
     While any page is in use, so many scales are kept free that packing can go on until it has
     emptied a slab of pages: packing under pressure needs no memory that was not there before.
+
+    `release` frees something that nobody uses; False where there is nothing.
     """
 
     def __init__(
-        self, group: LayerGroup, slab_bytes: int, budget: Budget, device: torch.device
+        self,
+        group: LayerGroup,
+        slab_bytes: int,
+        budget: Budget,
+        device: torch.device,
+        release: Callable[[], bool],
     ) -> None:
         self.group = group
+        self._release = release
         self.formats: dict[str, Format] = make_formats(group)
         self.pages = PagePool(group.page_shape, slab_bytes, budget, device)
         # Packing into int8 frees one page for each place of scales that it takes.
@@ -62,7 +72,18 @@ class GroupPages:
         return *self.pages.addresses(page), *sides, bits, page.start
 
     def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
-        """One page. Raises `torch.OutOfMemoryError`; nothing is taken then."""
+        """One page, of what nobody uses if need be.
+
+        Raises `torch.OutOfMemoryError`; nothing is taken then.
+        """
+        while True:
+            try:
+                return self._take(format_name, start, may_use_spare=may_use_spare)
+            except torch.OutOfMemoryError:
+                if not self._release():
+                    raise
+
+    def _take(self, format_name: str, start: int, *, may_use_spare: bool) -> Page:
         page = self.pages.take(format_name, start, may_use_spare=may_use_spare)
         try:
             if self.formats[format_name].is_packed:
@@ -120,11 +141,20 @@ class PageStore:
         slab_bytes: int,
         budget: Budget,
         device: torch.device,
+        shares_prefixes: bool = True,
     ) -> None:
         self.keep = keep
+        self.shares_prefixes = shares_prefixes
         self.budget = budget
         self.device = device
-        self.groups = tuple(GroupPages(group, slab_bytes, budget, device) for group in groups)
+        self.prefixes = Prefixes(
+            groups, keep, budget, lambda group, pages: self.groups[group].give(pages)
+        )
+        budget.reclaim = self.reclaim
+        self.groups = tuple(
+            GroupPages(group, slab_bytes, budget, device, self.prefixes.release_oldest)
+            for group in groups
+        )
         self.place_of_layer = {
             layer: (number, place)
             for number, group in enumerate(groups)
@@ -133,8 +163,9 @@ class PageStore:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of pages and scales in use, of all sequences."""
-        return sum(pages.used_bytes for pages in self.groups)
+        """Bytes of pages and scales in use, of all sequences; what several share counts once."""
+        in_pages_bytes = sum(pages.used_bytes for pages in self.groups)
+        return in_pages_bytes - self.budget.reclaimable_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -143,7 +174,10 @@ class PageStore:
 
     @property
     def bytes_by_format(self) -> Mapping[str, int]:
-        """Bytes of pages and scales in use, and `free`: held besides. Any thread may ask."""
+        """Bytes of pages and scales in use or retained, and `free`: held besides.
+
+        Any thread may ask.
+        """
         found: Counter[str] = Counter()
         for pages in self.groups:
             for name, num_pages in pages.pages.num_by_format.copy().items():
@@ -157,7 +191,7 @@ class PageStore:
         """
         free_bytes = sum(pages.free_bytes for pages in self.groups)
         room_bytes = self.budget.room_bytes(reserve_bytes)
-        return self.budget.permits(reserve_bytes) and num_bytes <= free_bytes + room_bytes
+        return reserve_bytes <= self.budget.left_bytes and num_bytes <= free_bytes + room_bytes
 
     def missing_bytes(self, num_bytes: int) -> int:
         """What pages of `num_bytes` would take from the device besides the free pages held."""
@@ -181,8 +215,15 @@ class PageStore:
                 moved_bytes += moved
         return moved_bytes
 
+    def reclaim(self, num_bytes: int) -> None:
+        """Give that much back to the device, or all that a prefix is only retained for."""
+        goal_bytes = self.held_bytes - num_bytes
+        while self.held_bytes > goal_bytes and self.prefixes.release_oldest():
+            self.compact(sys.maxsize)
+
     def check(self) -> None:
         """Raise AssertionError if any page is lost, owned twice or miscounted."""
+        self.prefixes.check()
         for pages in self.groups:
             pages.check()
         held = sum(

@@ -8,12 +8,14 @@ Dropping costs nothing and comes first. Then pages are converted block by block,
 Every page stays readable throughout, so a switch may stop after any block and go on later.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from adaptive_kv.cache.formats import FORMAT_NAMES
 from adaptive_kv.cache.page import Page
+from adaptive_kv.cache.prefixes import Holder
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.store import GroupPages
 from adaptive_kv.cache.table import SequenceCache, make_run
@@ -43,7 +45,7 @@ def advance(
     """
     if cache.is_settled:
         return Progress(0, 0)
-    used_bytes = cache.used_bytes
+    used_bytes = cache.store.used_bytes
     moved_bytes = 0
     for group, pages in enumerate(cache.store.groups):
         plan = cache.plan(group)
@@ -53,15 +55,16 @@ def advance(
         for block, format_name in _blocks(cache, group, plan):
             has_enough = max_bytes is not None and moved_bytes >= max_bytes
             if has_enough or (moved_bytes and is_late()):
-                return Progress(moved_bytes, used_bytes - cache.used_bytes)
+                return Progress(moved_bytes, used_bytes - cache.store.used_bytes)
             moved_bytes += _convert(cache, group, pages, block, format_name)
     cache.settle()
-    return Progress(moved_bytes, used_bytes - cache.used_bytes)
+    return Progress(moved_bytes, used_bytes - cache.store.used_bytes)
 
 
 def _blocks(cache: SequenceCache, group: int, plan: list[Span]) -> Iterator[tuple[list[Page], str]]:
     """Adjacent pages to be converted together, and the format they should have."""
     formats = cache.store.groups[group].formats
+    others: dict[Holder, list[Span]] = {}
     spans = iter(plan)
     span = next(spans, None)
     block: list[Page] = []
@@ -72,14 +75,33 @@ def _blocks(cache: SequenceCache, group: int, plan: list[Span]) -> Iterator[tupl
             return
         if span.format is None or page.format == span.format:
             continue
+        wanted = _most_exact(span.format, page, cache, others)
+        if page.format == wanted:
+            continue
         block.append(page)
-        if page.stop - block[0].start >= formats[span.format].tokens_per_page:
-            yield block, span.format
+        if page.stop - block[0].start >= formats[wanted].tokens_per_page:
+            yield block, wanted
             block = []
 
 
+def _most_exact(
+    own: str, page: Page, cache: SequenceCache, others: dict[Holder, list[Span]]
+) -> str:
+    """Of what all want who share a page, `own` among them; `others` remembers their plans."""
+    if page.block is None:
+        return own
+    wishes = {own}
+    for holder in page.block.holders:
+        if holder is cache:
+            continue
+        if holder not in others:
+            others[holder] = holder.plan(page.block.group)
+        wishes |= {s.format for s in others[holder] if s.start <= page.start < s.stop and s.format}
+    return min(wishes, key=FORMAT_NAMES.index)
+
+
 def _convert(
-    cache: SequenceCache, group: int, pages: GroupPages, block: list[Page], format_name: str
+    cache: SequenceCache, group: int, pages: GroupPages, block: Sequence[Page], format_name: str
 ) -> int:
     """Rewrite a block of pages in another format; returns bytes read and written."""
     target = pages.formats[format_name]

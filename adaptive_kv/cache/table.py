@@ -8,8 +8,9 @@ forward writes into them, `commit` makes them count; `roll_back` undoes a reserv
 """
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from adaptive_kv.cache.formats.base import Format, Run
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.plan import Reach, make_plan, next_change
+from adaptive_kv.cache.prefixes import Names
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.store import GroupPages, PageStore
 from adaptive_kv.cache.window import hides_any
@@ -66,11 +68,18 @@ class PageTable:
 
 
 class SequenceCache:
-    """Pages of one sequence in every layer group. Setting `mode` is what starts a switch."""
+    """Pages of one sequence in every layer group. Setting `mode` is what starts a switch.
 
-    def __init__(self, store: PageStore, mode: CacheMode) -> None:
+    `tokens` are what it is a cache of, and may grow at their end; without them nothing is shared.
+    """
+
+    def __init__(
+        self, store: PageStore, mode: CacheMode, tokens: Sequence[int] | None = None
+    ) -> None:
         self.store = store
         self.num_stored = 0
+        self.num_adopted = 0
+        """How many of the stored tokens others have computed."""
         self.is_settled = True
         """Whether every page is as the mode's plan wants it."""
         self.settled_until: float | None = None
@@ -85,6 +94,14 @@ class SequenceCache:
         self._epoch = -1
         self._is_exact: bool | None = None
         self._used_bytes: int | None = None
+        self._borrowed_bytes = 0
+        self._may_borrow = False
+        self._names: Names | None = None
+        self._num_named = 0
+        self._named_at: float = math.inf
+        if tokens is not None and store.shares_prefixes:
+            self._names = Names(tokens, store.keep)
+            self._expect_block(0)
 
     @property
     def mode(self) -> CacheMode:
@@ -113,14 +130,16 @@ class SequenceCache:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of this sequence's pages, scales included."""
+        """Bytes of this sequence's pages, scales included, but for those that it borrows."""
         if self._used_bytes is None:
-            self._used_bytes = sum(
-                pages.page_bytes(format_name) * num_pages
-                for pages, table in zip(self.store.groups, self._tables, strict=True)
-                for format_name, num_pages in Counter(page.format for page in table).items()
-            )
+            self._used_bytes = self._weigh()
         return self._used_bytes
+
+    @property
+    def borrowed_bytes(self) -> int:
+        """Bytes of pages that it shares and that count with somebody else."""
+        _ = self.used_bytes  # both are found together
+        return self._borrowed_bytes
 
     def pages(self, group: int) -> tuple[Page, ...]:
         """The pages of a layer group in the order of their tokens."""
@@ -171,6 +190,8 @@ class SequenceCache:
                 page.num_tokens = max(0, min(size, self.num_stored + num_new - page.start))
                 page.is_exact &= is_exact
         self.num_stored += num_new
+        if self.num_stored >= self._named_at:
+            self._enter_blocks()
         if self.settled_until is None or self.num_stored >= self.settled_until:
             self.is_settled = False
 
@@ -185,32 +206,83 @@ class SequenceCache:
 
     def drop(self) -> None:
         """Give back every page; the token ids of the sequence are the truth."""
-        for pages, table in zip(self.store.groups, self._tables, strict=True):
+        for group, table in enumerate(self._tables):
             dropped, table[:] = list(table), []
-            pages.give(dropped)
-        self.num_stored = 0
+            self._give(group, dropped)
+        self.num_stored = self.num_adopted = 0
+        self._may_borrow = False
+        self._expect_block(0)
         self.gap_stops = (0,) * len(self._tables)
         self._has_lost_tokens = False
         self.is_settled = True
         self.settled_until = None
         self._changed()
 
-    def replace(self, group: int, old: Iterable[Page], new: Iterable[Page]) -> None:
-        """Put `new` pages where the adjacent `old` ones are, and give the old ones back."""
-        old, table = list(old), self._tables[group]
+    def retire(self) -> None:
+        """As `drop`, but whole blocks that others may begin with are retained."""
+        if self._names is not None and self.is_exact:
+            everything = itertools.chain.from_iterable(self._tables)
+            retained = self.store.prefixes.retain(self, everything)
+            for table in self._tables:
+                table[:] = [page for page in table if page.block not in retained]
+        self.drop()
+
+    def adopt(self) -> None:
+        """Go on with what others have of the same tokens, where what is stored ends with a block.
+
+        At least one token is left to be computed.
+        """
+        names, first = self._names, self._num_named
+        is_at_end = names is not None and self.num_stored == names.stop(first - 1)
+        if names is None or not is_at_end or self._mode.is_disabled:
+            return
+        last, blocks_by_group = self.store.prefixes.find(names, first)
+        if last == first:
+            return
+        stop, self._may_borrow = names.stop(last - 1), True
+        for group, blocks in enumerate(blocks_by_group):
+            begin = blocks[0].start if blocks else stop
+            if begin > self.num_stored:  # the model hides what is before
+                gaps = self.gap_stops
+                self.gap_stops = (*gaps[:group], begin, *gaps[group + 1 :])
+            for block in blocks:
+                self.store.prefixes.share(block, self)
+                self._tables[group] += block.pages
+        self.num_adopted += stop - self.num_stored
+        self.num_stored = stop
+        self.is_settled = False
+        self._expect_block(last)
+        self._changed()
+
+    def put(self, group: int, old: Sequence[Page], new: Sequence[Page]) -> None:
+        """Have `new` pages where the adjacent `old` ones are; neither are given back or taken."""
+        table = self._tables[group]
         first = table.index(old[0])
         table[first : first + len(old)] = new
-        self.store.groups[group].give(old)
         self._changed()
+
+    def replace(self, group: int, old: Sequence[Page], new: Sequence[Page]) -> None:
+        """Put `new` pages where the adjacent `old` ones are, and give the old ones back.
+
+        Whoever shares them gets the new ones, too.
+        """
+        for holder in self.store.prefixes.replace(old, new) or [self]:
+            holder.put(group, old, new)
+        self.store.groups[group].give(old)
+
+    def reconsider(self) -> None:
+        """Somebody has left pages that this one shares: what was wanted of them may be done now."""
+        self.is_settled = False
+        self._used_bytes = None
 
     def forget(self, group: int, span: Span) -> None:
         """Drop the pages of a span that the plan drops, and remember the gap."""
-        pages, table = self.store.groups[group], self._tables[group]
+        table = self._tables[group]
         dropped = [page for page in table if span.start <= page.start < span.stop]
         if not dropped:
             return
         table[:] = [page for page in table if not span.start <= page.start < span.stop]
-        pages.give(dropped)
+        self._give(group, dropped)
         gap_stop = max(self.gap_stops[group], span.stop)
         self.gap_stops = (*self.gap_stops[:group], gap_stop, *self.gap_stops[group + 1 :])
         self._has_lost_tokens |= not self._hidden_by_model(group, dropped)
@@ -254,6 +326,46 @@ class SequenceCache:
             tokens = range(max(page.start, self.num_stored), min(page.start + size, last))
             found.append([(number, index, position - page.start) for position in tokens])
         return list(itertools.chain.from_iterable(reversed(found)))
+
+    def _weigh(self) -> int:
+        """Bytes of its own pages; notes those of borrowed ones."""
+        all_bytes = self._borrowed_bytes = 0
+        for pages, table in zip(self.store.groups, self._tables, strict=True):
+            all_bytes += _weight(pages, table)
+            if self._may_borrow:
+                self._borrowed_bytes += _weight(pages, filter(self._is_borrowed, table))
+        return all_bytes - self._borrowed_bytes
+
+    def _is_borrowed(self, page: Page) -> bool:
+        """Whether a page counts with somebody else."""
+        return page.block is not None and page.block.holders[0] is not self
+
+    def _give(self, group: int, pages: Sequence[Page]) -> None:
+        """Leave pages to those who share them, and give the others back."""
+        self.store.groups[group].give(self.store.prefixes.leave(self, pages))
+
+    def _enter_blocks(self) -> None:
+        """Let others find the blocks that have become whole, or share theirs if they have them."""
+        names, prefixes = self._names, self.store.prefixes
+        assert names is not None
+        for number in range(self._num_named, names.num_whole(self.num_stored)):
+            for group, table in enumerate(self._tables):
+                pages = list(_tail(table, names.stop(number - 1), names.stop(number)))
+                if not pages or not all(p.is_exact and p.format == "full" for p in pages):
+                    continue
+                known = prefixes.enter(group, names[number], pages, self)
+                if known is not None:
+                    prefixes.share(known, self)
+                    self._may_borrow = True
+                    self.put(group, pages, known.pages)
+                    self.store.groups[group].give(pages)
+            self._expect_block(number + 1)
+
+    def _expect_block(self, number: int) -> None:
+        """The next block that becomes whole is this one."""
+        self._num_named = number
+        if self._names is not None:
+            self._named_at = self._names.stop(number)
 
     def _plan_terms(self, group: int) -> tuple[CacheMode, int, Keep, dict[str, Format], Reach]:
         pages = self.store.groups[group]
@@ -299,6 +411,18 @@ class SequenceCache:
         self._pasts.clear()
         self._is_exact = None
         self._used_bytes = None
+
+
+def _weight(pages: GroupPages, some: Iterable[Page]) -> int:
+    """Bytes of some pages of a group."""
+    by_format = Counter(page.format for page in some)
+    return sum(pages.page_bytes(name) * num_pages for name, num_pages in by_format.items())
+
+
+def _tail(table: list[Page], start: int, stop: int) -> Iterable[Page]:
+    """The pages of tokens `[start, stop)`, which are not far from the end."""
+    inside = itertools.takewhile(lambda page: page.start >= start, reversed(table))
+    return reversed([page for page in inside if page.start < stop])
 
 
 def make_run(pages: GroupPages, run: list[Page]) -> Run:

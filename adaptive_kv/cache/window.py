@@ -24,9 +24,7 @@ def without_old(spans: list[Span], num_tokens: int, keep: Keep, window: int) -> 
 
 def without_unseen(spans: list[Span], num_tokens: int, keep: Keep, window: int) -> list[Span]:
     """Drop the blocks before the model's own window of the next query, the sinks too."""
-    border = kept_from(num_tokens, keep, window)
-    first_seen = num_tokens - window + 1
-    return drop(spans, 0, border if first_seen >= keep.sinks else 0)
+    return drop(spans, 0, unseen_until(num_tokens, keep, window))
 
 
 def is_visible(
@@ -58,6 +56,12 @@ def _is_visible(
 def hides_any(window: int | None, num_tokens: int, sinks: int) -> bool:
     """Whether a window keeps the last of `num_tokens` tokens from seeing an earlier one."""
     return window is not None and num_tokens - window > sinks
+
+
+def unseen_until(num_tokens: int, keep: Keep, window: int) -> int:
+    """Where the tokens end that the model's own window hides from the query at `num_tokens`."""
+    are_sinks_seen = num_tokens - window + 1 < keep.sinks
+    return 0 if are_sinks_seen else kept_from(num_tokens, keep, window)
 
 
 def kept_from(num_tokens: int, keep: Keep, window: int) -> int:

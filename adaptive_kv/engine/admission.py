@@ -41,11 +41,20 @@ class Admission:
 
     def admit(self, mode: CacheMode) -> None:
         """Start what fits while the service is in `mode`."""
-        for sequence in self._scheduler.admit(lambda s: self._fits(s, mode)):
+        for sequence in self._start(mode):
             if sequence.state is State.PARKED:
                 self._report_resumed(sequence)
             sequence.state = State.RUNNING
             sequence.cache.mode = self._own_mode(sequence, mode)
+
+    def _start(self, mode: CacheMode) -> list[Sequence]:
+        started = self._scheduler.admit(lambda s: self._fits(s, mode))
+        is_anybody_left = self._scheduler.waiting and not self._scheduler.running
+        if is_anybody_left and self._store.budget.reclaimable_bytes:
+            # What is retained holds a little more than itself: a spare page, places for scales.
+            self._store.prefixes.shrink(0)
+            started = self._scheduler.admit(lambda s: self._fits(s, mode))
+        return started
 
     def expire(self, refuse: Callable[[Sequence, Refusal], None]) -> None:
         """Refuse what has waited or been parked for too long."""

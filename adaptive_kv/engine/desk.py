@@ -33,6 +33,7 @@ from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.engine.text import TextStream
 from adaptive_kv.errors import Refusal
 from adaptive_kv.events import Drain, Event, RequestRejected
+from adaptive_kv.policy import CacheMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ class Desk:
                 self._open(mail)
             case Cancel(request_id):
                 if sequence := self._scheduler.find(request_id):
+                    sequence.retire()
                     self._end(sequence)
             case PinMode(mode):
                 self._controller.pin(mode)
@@ -145,14 +147,15 @@ class Desk:
         elif len(request.prompt_ids) >= self._max_context:
             self._reject(request.id, refusals.too_long(request, self._max_context))
         else:
-            self._scheduler.add(self._make_sequence(request, SequenceCache(self._store, mode)))
+            self._scheduler.add(self._make_sequence(request, mode))
 
-    def _make_sequence(self, request: Request, cache: SequenceCache) -> Sequence:
+    def _make_sequence(self, request: Request, mode: CacheMode) -> Sequence:
         self._num_requests += 1
+        tokens = list(request.prompt_ids)
         vocabulary = self._vocabulary
         return Sequence(
             request=request,
-            cache=cache,
+            cache=SequenceCache(self._store, mode, tokens),
             sampling=SamplingState.start(
                 request.sampling,
                 request.prompt_ids,
@@ -168,11 +171,13 @@ class Desk:
             ),
             number=self._num_requests,
             since_s=self._clock(),
-            tokens=list(request.prompt_ids),
+            tokens=tokens,
         )
 
     def _append(self, sequence: Sequence, token: Sampled) -> list[Reply]:
         """The replies of one more token."""
+        if sequence.num_output == 0:
+            sequence.num_cached = sequence.cache.num_adopted
         sequence.tokens.append(token.token_id)
         sequence.sampling.commit(token.token_id)
         sequence.tokens_by_mode[sequence.mode] += 1

@@ -62,7 +62,7 @@ class Gauge:
 
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
-        memory = self._memory_without_shadows(now_s)
+        memory = self._memory_without_idle(now_s)
         running = self._scheduler.running
         return Reading(
             time_s=now_s,
@@ -103,15 +103,16 @@ class Gauge:
             sample_age_s=max(0.0, now_s - sample.time_s),
         )
 
-    def _memory_without_shadows(self, now_s: float) -> Memory:
-        """Healing gives way to everyone, so nobody has to decide anything because of it."""
-        memory, shadow_bytes = self.memory(now_s), self._scheduler.shadow_bytes
-        if not shadow_bytes:
+    def _memory_without_idle(self, now_s: float) -> Memory:
+        """Healing and retained pages give way to all: nobody has to decide because of them."""
+        memory = self.memory(now_s)
+        idle_bytes = self._scheduler.shadow_bytes + self._store.budget.reclaimable_bytes
+        if not idle_bytes:
             return memory
         return replace(
             memory,
-            free_bytes=memory.free_bytes + shadow_bytes,
-            cache_bytes=memory.cache_bytes - shadow_bytes,
+            free_bytes=memory.free_bytes + idle_bytes,
+            cache_bytes=memory.cache_bytes - idle_bytes,
         )
 
     def load(self, now_s: float) -> Load:
@@ -139,7 +140,7 @@ class Gauge:
     def _seconds_to_floor(self) -> float | None:
         """The trend of free memory, computed once per sample: there are many steps between two.
 
-        What admitted work will still take from the device counts as taken.
+        What admitted work will still take counts as taken, what is retained counts as free.
         """
         history = self._sensor.history()
         if history is not self._trend[0]:
@@ -148,7 +149,8 @@ class Gauge:
 
     def _forecast_s(self, history: Seq[MemorySample]) -> float | None:
         missing_bytes = self._store.missing_bytes(self.promised_bytes())
-        reserved_bytes = self._floor_bytes + missing_bytes
+        reclaimable_bytes = self._store.budget.reclaimable_bytes
+        reserved_bytes = self._floor_bytes + missing_bytes - reclaimable_bytes
         if missing_bytes and history[-1].free_bytes < reserved_bytes:
             return 0.0  # without anybody else's help
         return seconds_to_floor(history, reserved_bytes)
@@ -165,8 +167,17 @@ class Gauge:
 
     def promised_bytes(self) -> int:
         """What the pages of running sequences will weigh beyond what they weigh now."""
-        running = self._scheduler.running
-        return sum(max(0, self.pages_bytes(s.mode, s) - s.cache.used_bytes) for s in running)
+        return sum(self._promised_bytes(sequence) for sequence in self._scheduler.running)
+
+    def _promised_bytes(self, sequence: Sequence) -> int:
+        """Of one sequence. While more is to come, what is stored counts for no more than its mode
+        says: what weighs more may be shared with somebody who keeps it so, and never make room."""
+        cache = sequence.cache
+        stored_bytes = cache.used_bytes + cache.borrowed_bytes
+        if sequence.num_pending > 1:
+            settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
+            stored_bytes = min(stored_bytes, settled_bytes)
+        return max(0, self.pages_bytes(cache.mode, sequence) - stored_bytes)
 
     def chunk_bytes(self, num_tokens: int) -> int:
         """What new tokens weigh until they may be packed."""
@@ -183,7 +194,7 @@ class Gauge:
         budget, num_tokens = self._store.budget, self._scheduler.max_tokens
         if budget.limit_bytes is None:
             return num_tokens
-        left_bytes = budget.limit_bytes - budget.used_bytes - self._store.slab_bytes
+        left_bytes = budget.left_bytes - self._store.slab_bytes
         while num_tokens > MIN_STEP_TOKENS:
             if self.step_bytes(num_tokens) + self.chunk_bytes(num_tokens) <= left_bytes:
                 break

@@ -101,7 +101,8 @@ class Healer:
             return
         for sequence in self._scheduler.running:
             if self._needs(sequence) and self._has_room(sequence, reading, 2):
-                sequence.shadow = SequenceCache(self._store, sequence.mode)
+                sequence.shadow = SequenceCache(self._store, sequence.mode, sequence.tokens)
+                sequence.shadow.adopt()
                 self._sequence, self._started_s = sequence, now_s
                 return
 

@@ -124,6 +124,8 @@ class Usage:
 
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int
+    """Of the prompt: found in the cache, so that nothing was computed for them."""
     tokens_by_mode: Mapping[CacheMode, int]
     switches: int
     exact: bool

@@ -11,6 +11,10 @@ from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.events import Event, OomAverted, SequenceParked
 from adaptive_kv.policy import Reading
 
+_RETAINED_SHARE = 0.5
+"""Of the room for the cache, how much of it ended sequences may hold: what they keep from others
+who want memory suddenly is no more than what is free for these at once."""
+
 
 class Rescue:
     """Makes room, whatever the policy says; `clock` gives monotonic seconds."""
@@ -37,8 +41,11 @@ class Rescue:
         """Set what was ordered: how much slabs may take, and the modes, which pages follow."""
         missing_bytes = min(0, reading.memory.headroom_bytes)
         allowance_bytes = orders.allowance_bytes or missing_bytes
-        # The reading counts what healing holds as free, which it only is once it is given back.
-        self._store.budget.allowance_bytes = allowance_bytes - self._scheduler.shadow_bytes
+        # The reading counts what healing and prefixes hold as free; it only is once given back.
+        budget = self._store.budget
+        idle_bytes = self._scheduler.shadow_bytes + budget.reclaimable_bytes
+        budget.allowance_bytes = allowance_bytes - idle_bytes
+        self._store.prefixes.shrink(budget.room_bytes() * _RETAINED_SHARE)
         changing = {
             sequence: mode
             for sequence in self._scheduler.running
@@ -50,8 +57,11 @@ class Rescue:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
         before_bytes = self._taken_bytes(shortage)
         self._drop_shadows()
-        self._finish_shrinking(read())
+        self._store.reclaim(shortage.needed_bytes)
         freed_bytes = before_bytes - self._taken_bytes(shortage)
+        if freed_bytes < shortage.needed_bytes:
+            self._finish_shrinking(read())
+            freed_bytes = before_bytes - self._taken_bytes(shortage)
         while freed_bytes < shortage.needed_bytes:
             reading = read()
             orders = self._controller.step_down(reading)
@@ -73,8 +83,9 @@ class Rescue:
         sequence = self._scheduler.last_in_line()
         if sequence is None:
             return
-        freed_bytes = sequence.cache.used_bytes + sequence.shadow_bytes
+        used_bytes = self._store.used_bytes
         sequence.drop()
+        freed_bytes = used_bytes - self._store.used_bytes
         self._switcher.forget(sequence)
         self._scheduler.park(sequence, self._clock())
         self._store.compact(needed_bytes)

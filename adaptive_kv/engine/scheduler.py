@@ -113,13 +113,15 @@ class Scheduler:
     def chunks(self, max_tokens: int) -> list[Chunk]:
         """The next step's work: every decode, then prefill and whole prefixes as far as they fit.
 
-        Work that is larger than a step's budget runs alone with the decodes; those that had to
-        stand back take turns. Asked again before `end_turn`, the answer is the same.
+        Prefills begin with what others have of them. Work that is larger than a step's budget runs
+        alone with the decodes; those that had to stand back take turns. Asked again before
+        `end_turn`, the answer is the same.
         """
         decodes = [s for s in self.running if s.num_pending == 1]
         left = max_tokens - len(decodes)
         chunks = [_next(s, 1) for s in decodes]
         for sequence in self._larger_work():
+            sequence.cache.adopt()
             wanted = sequence.num_pending
             granted = wanted if sequence.mode.is_disabled else min(wanted, max(left, 0))
             is_first = len(chunks) == len(decodes)

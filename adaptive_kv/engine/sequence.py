@@ -36,6 +36,8 @@ class Sequence:
     """Prompt and output."""
     state: State = State.WAITING
     tokens_by_mode: Counter[CacheMode] = field(default_factory=Counter)
+    num_cached: int = 0
+    """Tokens of the prompt that need not be computed because others had been."""
     num_switches: int = 0
     num_when_parked: int = -1
     """Tokens generated when it was last parked; -1: never yet."""
@@ -100,6 +102,11 @@ class Sequence:
         self.drop_shadow()
         self.cache.drop()
 
+    def retire(self) -> None:
+        """Give back every page, but let others begin with what may be retained."""
+        self.drop_shadow()
+        self.cache.retire()
+
     def drop_shadow(self) -> None:
         """Give back what was recomputed so far."""
         if self.shadow is not None:
@@ -134,6 +141,7 @@ class Sequence:
         return Usage(
             num_prompt_tokens=len(self.request.prompt_ids),
             num_output_tokens=self.num_output,
+            num_cached_tokens=self.num_cached,
             tokens_by_mode=dict(self.tokens_by_mode),
             switches=self.num_switches,
             exact=self.was_always_exact,

@@ -215,6 +215,7 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
         slab_bytes=settings.cache.slab,
         budget=budget,
         device=model.device,
+        shares_prefixes=settings.cache.prefix,
     )
 
 

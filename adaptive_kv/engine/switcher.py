@@ -106,10 +106,10 @@ class Switcher:
     def _start(self, sequence: Sequence, mode: CacheMode, reason: str) -> None:
         sequence.drop_shadow()
         under_way = _Switch(sequence.mode, reason, self._clock())
-        used_bytes = sequence.cache.used_bytes
+        used_bytes = self._store.used_bytes
         sequence.cache.mode = mode
         sequence.num_switches += 1
-        under_way.freed_bytes += used_bytes - sequence.cache.used_bytes
+        under_way.freed_bytes += used_bytes - self._store.used_bytes
         self._under_way[sequence] = under_way
 
     def _report(self, sequence: Sequence) -> None:

@@ -268,6 +268,6 @@ class Worker:
                 row.cache.commit(chunk.num_new, is_exact=is_exact)
 
     def _finish(self, sequence: Sequence) -> None:
-        sequence.drop()
+        sequence.retire()
         self._switcher.forget(sequence)
         self._scheduler.remove(sequence)

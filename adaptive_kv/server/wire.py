@@ -220,12 +220,19 @@ def usage_body(num_prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, A
             tokens_by_mode[mode] = tokens_by_mode.get(mode, 0) + num_tokens
     return {
         **_token_counts(num_prompt_tokens, sum(usage.num_output_tokens for usage in usages)),
+        "prompt_tokens_details": {"cached_tokens": _num_cached(num_prompt_tokens, usages)},
         "adaptive_kv": {
             "tokens_by_mode": tokens_by_mode,
             "switches": sum(usage.switches for usage in usages),
             "exact": all(usage.exact for usage in usages),
         },
     }
+
+
+def _num_cached(num_prompt_tokens: int, usages: Sequence[Usage]) -> int:
+    """Of all prompts; of one with several choices, which come together, as the first found it."""
+    num_choices = sum(usage.num_prompt_tokens for usage in usages) // num_prompt_tokens
+    return sum(usage.num_cached_tokens for usage in usages[:: max(1, num_choices)])
 
 
 def _token_counts(num_prompt_tokens: int, num_output_tokens: int) -> dict[str, Any]:

@@ -103,6 +103,22 @@ def test_what_does_not_finish_in_time_is_failed(tmp_path: Path) -> None:
         assert served.process.wait(60) == 0
 
 
+def test_the_next_turn_of_a_chat_begins_with_what_the_last_one_left(tmp_path: Path) -> None:
+    words = [{"role": "user", "content": "def main(arguments): " * 40}]
+    with serving(tmp_path) as served, httpx.Client(base_url=served.url, timeout=60) as client:
+        first = client.post("/v1/chat/completions", json={"messages": words, "max_tokens": 40})
+        words += [first.json()["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+        turn = {"messages": words, "max_tokens": 5, "stream": True}
+        turn |= {"stream_options": {"include_usage": True}}
+        second = client.post("/v1/chat/completions", json=turn)
+    before = first.json()["usage"]
+    after = json.loads(second.text.split("data: ")[-2])["usage"]
+    assert before["prompt_tokens_details"] == {"cached_tokens": 0}
+    assert before["prompt_tokens"] > 128
+    num_cached = after["prompt_tokens_details"]["cached_tokens"]
+    assert before["prompt_tokens"] - 64 < num_cached < after["prompt_tokens"]
+
+
 def test_a_broker_hears_of_the_drain_and_that_we_are_gone(tmp_path: Path) -> None:
     with running_mosquitto(tmp_path) as broker, Listener(broker) as listener:
         with serving(tmp_path, "--mqtt-url", broker.url, "--node", "box") as served:

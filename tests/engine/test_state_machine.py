@@ -34,6 +34,8 @@ _MODES = (*LADDER, "window:64", "window:64+int8")
 _LENGTHS = (1, 2, 15, 16, 17, 40, 64, 81, 120, 160, 200)
 _ALLOWS = (None, None, None, None, ("full",), ("full", "disabled"), ("int8", "int4"), ("disabled",))
 _STEPS = st.integers(1, 5)
+_ALIKE = prompt(max(_LENGTHS), seed=1)
+"""What prompts begin with that may share pages."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class AnythingHappens(RuleBasedStateMachine):
     def begin(self) -> None:
         for num_prompt in (160, 40, 120):
             self.stand.post(prompt(num_prompt, seed=num_prompt), _MAX_TOKENS)
+        self.stand.post(_ALIKE, 1)
 
     @precondition(lambda self: len(self.alive) < 7)
     @rule(
@@ -104,11 +107,18 @@ class AnythingHappens(RuleBasedStateMachine):
         num_tokens=st.integers(1, _MAX_TOKENS),
         allow=st.sampled_from(_ALLOWS),
         priority=st.integers(-1, 1),
+        is_alike=st.booleans(),
     )
     def admit(
-        self, num_prompt: int, num_tokens: int, allow: tuple[str, ...] | None, priority: int
+        self,
+        num_prompt: int,
+        num_tokens: int,
+        allow: tuple[str, ...] | None,
+        priority: int,
+        *,
+        is_alike: bool,
     ) -> None:
-        ids = prompt(num_prompt, seed=num_prompt)
+        ids = _ALIKE[:num_prompt] if is_alike else prompt(num_prompt, seed=num_prompt)
         self.stand.post(ids, num_tokens, allow=allow, priority=priority)
 
     @precondition(lambda self: bool(self.alive))

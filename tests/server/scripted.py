@@ -66,6 +66,7 @@ def make_usage(request: Request, num_tokens: int) -> Usage:
     """One token in int4, the others in full."""
     return Usage(
         num_prompt_tokens=len(request.prompt_ids),
+        num_cached_tokens=len(request.prompt_ids) // 2,
         num_output_tokens=num_tokens,
         tokens_by_mode={FULL: num_tokens - 1, INT4: 1},
         switches=1,

@@ -88,8 +88,16 @@ def test_usage_tells_in_which_modes_tokens_were_served(served: Served) -> None:
         "prompt_tokens": 4,
         "completion_tokens": 6,
         "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 2},
         "adaptive_kv": {"tokens_by_mode": {"full": 4, "int4": 2}, "switches": 2, "exact": False},
     }
+
+
+def test_cached_tokens_are_those_of_every_prompt_once(served: Served) -> None:
+    asked = {"prompt": ["four", "fourfour"], "n": 2}
+    usage = served.post("/v1/completions", **asked).json()["usage"]
+    assert usage["prompt_tokens"] == 12
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 6}
 
 
 def test_a_stream_ends_with_the_same_usage(served: Served) -> None:
