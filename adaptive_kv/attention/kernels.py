@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from adaptive_kv.attention import cpu, gpu
+from adaptive_kv.attention import gpu
 from adaptive_kv.attention.gpu_lists import Row as Chunk
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.store import GroupPages
@@ -52,8 +52,11 @@ def make_decodes(
     """
     if gpu.can_serve(pages.group, pages.pages.device):
         return gpu.make_rows(pages, rows, sinks)
-    if cpu.can_serve(pages.group, pages.pages.device):
-        return cpu.make_rows(pages, rows, sinks)
+    if pages.pages.device.type == "cpu":
+        from adaptive_kv.attention import cpu  # noqa: PLC0415 - loads Numba, which takes a while
+
+        if cpu.can_serve(pages.group, pages.pages.device):
+            return cpu.make_rows(pages, rows, sinks)
     return None
 
 

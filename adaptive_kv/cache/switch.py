@@ -83,7 +83,7 @@ def _convert(
         for start in range(first, first + num_tokens, target.tokens_per_page):
             page = pages.take(format_name, start, may_use_spare=True)
             new.append(page)
-        _rewrite(pages, block, new)
+        rewrite(pages, block, new)
     except torch.OutOfMemoryError:
         pages.give(new)
         raise
@@ -94,17 +94,18 @@ def _convert(
     return (len(block) + len(new)) * pages.group.page_bytes
 
 
-def _rewrite(pages: GroupPages, block: list[Page], new: list[Page]) -> None:
+def rewrite(pages: GroupPages, block: list[Page], new: list[Page]) -> None:
     """Fill `new` pages with the tokens of `block`."""
     sources, device = [pages.line(page) for page in block], pages.pages.device
     if not gpu.can_convert(pages.group, sources, device):
-        _rewrite_in_torch(pages, block, new)
+        rewrite_in_torch(pages, block, new)
         return
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
     gpu.convert(pages.group, sources, [pages.line(page) for page in new], per_slab, device)
 
 
-def _rewrite_in_torch(pages: GroupPages, block: list[Page], new: list[Page]) -> None:
+def rewrite_in_torch(pages: GroupPages, block: list[Page], new: list[Page]) -> None:
+    """As `rewrite`, page by page; the oracle of the kernel."""
     target = pages.formats[new[0].format]
     parts = [
         pages.formats[page.format].read(make_run(pages, [page]), _ALL_LAYERS) for page in block

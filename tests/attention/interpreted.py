@@ -188,7 +188,7 @@ def test_pages_are_converted_to_the_same_bytes_as_by_torch(
     lines = [[pages.line(page) for page in some] for some in (sources, mine)]
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
     convert(pages.group, lines[0], lines[1], per_slab, CPU)
-    switch._rewrite_in_torch(pages, sources, wanted)
+    switch.rewrite_in_torch(pages, sources, wanted)
     is_rotated = "int4" in (source, target)
     for one, other in zip(_bytes(pages, mine), _bytes(pages, wanted), strict=True):
         # Rotating adds up in an order of its own, and a sum may fall on the other side.

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from compiled import ARCHITECTURES, compile_all
-from structlog.testing import capture_logs
 
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.geometry import LayerGroup
@@ -39,16 +38,18 @@ def test_they_compile_for_every_gpu_without_spilling_registers(architecture: int
     assert all(made.is_wide for made in found if made.name != "merge")
 
 
-def test_a_gpu_without_triton_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_kernels_cannot_start_plain_torch_is_used_and_the_log_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     group = LayerGroup((0,), 1, 64, 64, torch.bfloat16)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setitem(sys.modules, "triton", None)
-    triton_here._is_installed.cache_clear()
-    with capture_logs() as logs:
-        found = [triton_here.can_handle(group, torch.device("cuda"), 128) for _ in range(3)]
-    triton_here._is_installed.cache_clear()
+    monkeypatch.setitem(sys.modules, "triton.runtime.driver", None)
+    triton_here._can_start.cache_clear()
+    found = [triton_here.can_handle(group, torch.device("cuda"), 128) for _ in range(3)]
+    triton_here._can_start.cache_clear()
     assert found == [False] * 3
-    assert [line["event"] for line in logs] == ["no_triton"]
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("kernels for the GPU cannot start")
 
 
 def test_the_cpu_never_asks_for_triton() -> None:

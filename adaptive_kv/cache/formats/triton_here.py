@@ -1,20 +1,21 @@
 """Whether Triton's kernels can run, found out when they are first wanted.
 
-Triton comes with torch on CUDA boxes; where it does not, everything runs in plain torch.
+Triton comes with torch on CUDA boxes. It compiles kernels by itself, but once on each box a few
+lines of C, for which it wants a compiler and Python's headers. Where anything is missing,
+everything runs in plain torch, and the log says why.
 """
 
 import functools
 import importlib
-import importlib.util
+import logging
 import os
 from typing import Any
 
-import structlog
 import torch
 
 from adaptive_kv.cache.geometry import LayerGroup
 
-_log = structlog.get_logger(__name__)
+_log = logging.getLogger(__name__)  # pages need no more than torch
 
 
 def can_handle(group: LayerGroup, device: torch.device, max_dim: int) -> bool:
@@ -27,8 +28,8 @@ def can_handle(group: LayerGroup, device: torch.device, max_dim: int) -> bool:
     if any(dim > max_dim or dim % 8 for dim in dims):
         return False
     if is_interpreted():
-        return device.type == "cpu" and _is_installed()
-    return device.type == "cuda" and group.dtype.itemsize == 2 and _is_installed()
+        return device.type == "cpu"
+    return device.type == "cuda" and group.dtype.itemsize == 2 and _can_start()
 
 
 def is_interpreted() -> bool:
@@ -43,8 +44,11 @@ def type_of(dtype: torch.dtype) -> Any:
 
 
 @functools.cache
-def _is_installed() -> bool:
-    is_there = importlib.util.find_spec("triton") is not None
-    if not is_there:
-        _log.warning("no_triton", instead="plain torch, which is slow on a GPU")
-    return is_there
+def _can_start() -> bool:
+    try:
+        driver: Any = importlib.import_module("triton.runtime.driver")
+        driver.active.get_current_target()  # builds what it needs
+    except Exception as error:  # noqa: BLE001 - a compiler's faults are of any kind
+        _log.warning("kernels for the GPU cannot start, plain torch is slower: %s", error)
+        return False
+    return True
