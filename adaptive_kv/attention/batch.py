@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention import cpu, reference
+from adaptive_kv.attention import kernels, reference
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache import window
 from adaptive_kv.cache.slab import Slab
@@ -59,6 +59,7 @@ class RaggedBatch:
         groups = range(len(store.groups))
         self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
         self._others = [self._plan_others(self._decodes[g]) for g in groups]
+        self._chunks = [self._plan_chunks(g) if use_kernels else None for g in groups]
         self._writes = [self._plan_writes(g) for g in groups]
         self._is_all_decodes = None not in self._decodes and not any(self._others)
         self._modes = [row.cache.mode for row in rows]
@@ -92,6 +93,25 @@ class RaggedBatch:
         decodes = self._decodes[group]
         if decodes is not None:
             decodes.attend(call, place, queries, keys, values, out)
+        chunks = self._chunks[group]
+        if chunks is not None:
+            chunks.attend(call, place, queries, keys, values, out)
+        else:
+            self._attend_others(call, group, place, queries, keys, values, out)
+        self._write(group, place, keys, values)
+        return out
+
+    def _attend_others(
+        self,
+        call: LayerCall,
+        group: int,
+        place: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+    ) -> None:
+        """In plain torch, one after the other."""
         for number, row, own in self._others[group]:
             k, v = self._with_past(row, group, place, keys[:, own], values[:, own])
             out[own] = reference.attend(
@@ -103,8 +123,6 @@ class RaggedBatch:
                 softcap=call.softcap,
                 sink_logits=call.sink_logits,
             ).transpose(0, 1)
-        self._write(group, place, keys, values)
-        return out
 
     def _with_past(
         self, row: Row, group: int, place: int, keys: Tensor, values: Tensor
@@ -160,23 +178,35 @@ class RaggedBatch:
             yield number, row, slice(first, first + row.num_new)
             first += row.num_new
 
-    def _plan_others(self, decodes: cpu.DecodeRows | None) -> list[tuple[int, Row, slice]]:
-        """The rows that no kernel answers."""
+    def _plan_others(self, decodes: kernels.DecodeRows | None) -> list[tuple[int, Row, slice]]:
+        """The rows that no decode kernel answers."""
         return [
             placed for placed in self._placed_rows() if decodes is None or not _is_decode(placed[1])
         ]
 
-    def _plan_decodes(self, group: int) -> cpu.DecodeRows | None:
+    def _plan_decodes(self, group: int) -> kernels.DecodeRows | None:
         """The rows that the kernel answers, with their pages; None where there are none."""
         pages = self._store.groups[group]
         rows = [(row, at.start) for _, row, at in self._placed_rows() if _is_decode(row)]
-        if not rows or not cpu.can_serve(pages.group, self._store.device):
+        if not rows:
             return None
-        return cpu.make_rows(
+        return kernels.make_decodes(
             pages,
             [(at, r.position, r.cache.mode.window, r.cache.page_table(group)) for r, at in rows],
             self._store.keep.sinks,
         )
+
+    def _plan_chunks(self, group: int) -> kernels.Rows | None:
+        """The other rows for a kernel; None where plain torch answers them."""
+        pages, others = self._store.groups[group], self._others[group]
+        if not others or not kernels.has_chunks(pages):
+            return None
+        rows = []
+        for _, row, own in others:
+            table = row.cache.page_table(group) if row.is_stored else None
+            window = row.cache.mode.window
+            rows.append(kernels.Chunk(own.start, row.num_new, row.position, window, table))
+        return kernels.make_chunks(pages, rows, self._store.keep.sinks)
 
     def _plan_writes(self, group: int) -> list[_Write]:
         """Gather the tokens that no kernel writes by the slab that their reserved pages lie in."""

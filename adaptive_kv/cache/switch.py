@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_kv.cache.formats import FORMAT_NAMES
+from adaptive_kv.cache.formats import FORMAT_NAMES, gpu
 from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.prefixes import Holder
 from adaptive_kv.cache.span import Span
@@ -111,17 +111,7 @@ def _convert(
         for start in range(first, first + num_tokens, target.tokens_per_page):
             page = pages.take(format_name, start, may_use_spare=True)
             new.append(page)
-        parts = [
-            pages.formats[page.format].read(make_run(pages, [page]), _ALL_LAYERS) for page in block
-        ]
-        keys, values = (torch.cat(rows, 2) for rows in zip(*parts, strict=True))
-        for page, k, v in zip(
-            new,
-            keys.split(target.tokens_per_page, 2),
-            values.split(target.tokens_per_page, 2),
-            strict=True,
-        ):
-            target.write(make_run(pages, [page]), k, v)
+        rewrite(pages, block, new)
     except torch.OutOfMemoryError:
         pages.give(new)
         raise
@@ -130,3 +120,29 @@ def _convert(
         page.is_exact = all(old.is_exact for old in block) and not target.is_packed
     cache.replace(group, block, new)
     return (len(block) + len(new)) * pages.group.page_bytes
+
+
+def rewrite(pages: GroupPages, block: Sequence[Page], new: Sequence[Page]) -> None:
+    """Fill `new` pages with the tokens of `block`."""
+    sources, device = [pages.line(page) for page in block], pages.pages.device
+    if not gpu.can_convert(pages.group, sources, device):
+        rewrite_in_torch(pages, block, new)
+        return
+    per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
+    gpu.convert(pages.group, sources, [pages.line(page) for page in new], per_slab, device)
+
+
+def rewrite_in_torch(pages: GroupPages, block: Sequence[Page], new: Sequence[Page]) -> None:
+    """As `rewrite`, page by page; the oracle of the kernel."""
+    target = pages.formats[new[0].format]
+    parts = [
+        pages.formats[page.format].read(make_run(pages, [page]), _ALL_LAYERS) for page in block
+    ]
+    keys, values = (torch.cat(rows, 2) for rows in zip(*parts, strict=True))
+    for page, k, v in zip(
+        new,
+        keys.split(target.tokens_per_page, 2),
+        values.split(target.tokens_per_page, 2),
+        strict=True,
+    ):
+        target.write(make_run(pages, [page]), k, v)

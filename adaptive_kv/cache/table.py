@@ -52,13 +52,15 @@ class PageTable:
 
     `lines` is int64 `[num_pages, 6]`, in the order of tokens: the page's two addresses
     (`PagePool.addresses`), those of its scales (0 where it has none), bits per element and position
-    of its first token. Void after the next change of pages.
+    of its first token. Void after the next change of pages. `mirror` is what a device knows of the
+    lines, kept by whoever reads there and handed on as pages are added.
     """
 
-    __slots__ = ("address", "has_rotated", "lines")
+    __slots__ = ("address", "has_rotated", "lines", "mirror")
 
-    def __init__(self, lines: npt.NDArray[np.int64]) -> None:
+    def __init__(self, lines: npt.NDArray[np.int64], mirror: object = None) -> None:
         self.lines = lines
+        self.mirror = mirror
         self.address: int = lines.ctypes.data
         self.has_rotated = bool((lines[:, 4] == _ROTATED_BITS).any())
         """Whether some keys were rotated before they were packed."""
@@ -297,7 +299,8 @@ class SequenceCache:
         if table is None or new:
             pages = self.store.groups[group]
             lines = np.array([pages.line(page) for page in new], np.int64).reshape(-1, 6)
-            table = self._page_tables[group] = PageTable(np.concatenate([known, lines]))
+            mirror = None if table is None else table.mirror
+            table = self._page_tables[group] = PageTable(np.concatenate([known, lines]), mirror)
         return table
 
     def num_kept(self, group: int) -> int:

@@ -1,0 +1,230 @@
+"""Attention on a GPU, fused over pages of every format; the host's half of `gpu_kernel`.
+
+One call answers one layer for all rows that decode a single token, another one for all others.
+Pages are read where they lie, through their addresses.
+
+Under `TRITON_INTERPRET=1` the same kernels run on the CPU, slowly: that is how they are tested.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptive_kv.attention.gpu_lists import NO_WINDOW, Row, Sent, kernels, send
+from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.cache.formats import triton_here
+from adaptive_kv.cache.formats.gpu import dot_type, half_room, power_of_two
+from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.cache.store import GroupPages
+from adaptive_kv.cache.table import PageTable
+
+_MAX_SPLITS = 64
+_PROGRAMS_PER_CORE = 2
+_INTERPRETED_CORES = 6
+_PAGES_AT_ONCE = 4
+_DECODE_TILE, _CHUNK_TILE = 16, 32
+"""Queries at a time, heads that share keys counted one by one. The smaller one is the least that a
+tensor core takes; the larger one is the most whose sums stay in registers."""
+_OWN_TOKENS = 32
+_MAX_DIM, _MAX_CHUNK_DIM = 256, 128
+
+
+def can_serve(group: LayerGroup, device: torch.device) -> bool:
+    """Whether the kernels read pages of this group, for rows of one token."""
+    return triton_here.can_handle(group, device, _MAX_DIM)
+
+
+def can_serve_chunks(group: LayerGroup, device: torch.device) -> bool:
+    """Whether the kernels also answer rows of many tokens."""
+    return triton_here.can_handle(group, device, _MAX_CHUNK_DIM)
+
+
+def make_rows(
+    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
+) -> "DecodeRows":
+    """Of (place in the batch, position, the mode's window, pages) for every row.
+
+    Raises `torch.OutOfMemoryError`.
+    """
+    device, bits = pages.pages.device, pages.group.dtype.itemsize * 8
+    lines = [Row(at, 1, position, window, table) for at, position, window, table in rows]
+    sent = send(lines, bits, device)
+    num_splits = _num_splits(len(rows) * pages.group.num_kv_heads, sent.num_blocks, device)
+    return DecodeRows(pages, sent, tuple([table for *_, table in rows]), sinks, num_splits)
+
+
+def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRows":
+    """Of rows of many tokens. Raises `torch.OutOfMemoryError`."""
+    sent = send(rows, pages.group.dtype.itemsize * 8, pages.pages.device)
+    return ChunkRows(pages, sent, sinks, max(row.num_new for row in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRows:
+    """Rows of the batch that decode one token each, and where their pages are, for one group.
+
+    Among the pages of the `tables` is the full one reserved for the new token.
+    """
+
+    pages: GroupPages
+    sent: Sent
+    tables: tuple[PageTable, ...]
+    sinks: int
+    num_splits: int
+
+    def advance(self) -> None:
+        """The same rows, one token later."""
+        self.sent.rows[:, 2] += 1
+
+    def attend(
+        self,
+        call: LayerCall,
+        place: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Attention of layer `place` of the group, into the rows' places in `out`.
+
+        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
+        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
+        The rows' keys and values are also written into the pages reserved for them.
+        """
+        num_rows, num_heads, dim = len(self.tables), queries.shape[0], values.shape[-1]
+        parts = (num_rows, self.num_splits, num_heads)
+        sums = torch.empty(*parts, dim, dtype=torch.float32, device=out.device)
+        tops = torch.empty(*parts, 2, dtype=torch.float32, device=out.device)
+        group = self.pages.group
+        kernels().attend[group.num_kv_heads, self.num_splits, num_rows](
+            *_rows_of(queries, keys, values),
+            *(self.sent.rows, sums, tops, None, out),
+            *_asked(self.pages, call, place, self.sinks),
+            *_strides(queries, keys, values),
+            **decode_options(group, num_heads, self.sent, call),
+        )
+        kernels().merge[num_heads, num_rows](
+            *(sums, tops, self.sent.rows, call.sink_logits, out, self.num_splits),
+            value_dim=dim,
+            padded=power_of_two(dim),
+            max_splits=_MAX_SPLITS,
+            has_sinks=call.sink_logits is not None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRows:
+    """Rows of the batch of many tokens each, for one group of layers."""
+
+    pages: GroupPages
+    sent: Sent
+    sinks: int
+    max_new: int
+
+    def attend(
+        self,
+        call: LayerCall,
+        place: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+    ) -> None:
+        """As `DecodeRows.attend`, but nothing is written into pages."""
+        group, num_heads = self.pages.group, queries.shape[0]
+        options = chunk_options(group, num_heads, self.sent, call)
+        num_tiles = -(-self.max_new // options["tile"])
+        kernels().attend[group.num_kv_heads, num_tiles, len(self.sent.rows)](
+            *_rows_of(queries, keys, values),
+            *(self.sent.rows, None, None, call.sink_logits, out),
+            *_asked(self.pages, call, place, self.sinks),
+            *_strides(queries, keys, values),
+            **options,
+        )
+
+
+def decode_options(
+    group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall
+) -> dict[str, Any]:
+    """What `gpu_kernel.attend` is compiled for where rows decode."""
+    return {
+        **_options(group, num_heads, sent, call),
+        "padded": max(_DECODE_TILE, power_of_two(num_heads // group.num_kv_heads)),
+        "tile": 1,
+        "own_tokens": _DECODE_TILE,
+        "is_decode": True,
+        "has_sinks": False,
+        "num_warps": 4 if max(group.key_dim, group.value_dim) <= 128 else 8,
+    }
+
+
+def chunk_options(group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall) -> dict[str, Any]:
+    """As `decode_options`, of rows of many tokens."""
+    padded = power_of_two(num_heads // group.num_kv_heads)
+    return {
+        **_options(group, num_heads, sent, call),
+        "padded": padded,
+        "tile": max(1, _CHUNK_TILE // padded),
+        "own_tokens": _OWN_TOKENS,
+        "is_decode": False,
+        "has_sinks": call.sink_logits is not None,
+        "num_warps": 8,
+        "num_stages": 2,
+    }
+
+
+def _rows_of(*tensors: Tensor) -> list[Tensor]:
+    """The same rows, each in one piece; models nearly always make them so."""
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [x.stride(dim) for x in _rows_of(*tensors) for dim in (0, 1)]
+
+
+def _asked(pages: GroupPages, call: LayerCall, place: int, sinks: int) -> tuple[float, ...]:
+    own_window = NO_WINDOW if call.window is None else call.window
+    slabs = pages.pages.pages_per_slab, pages.sides.pages_per_slab
+    return place, *slabs, sinks, own_window, call.scaling, call.softcap or 0.0
+
+
+def _options(group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall) -> dict[str, Any]:
+    return {
+        **_shape(group),
+        "group": num_heads // group.num_kv_heads,
+        "has_int8": sent.has_int8,
+        "has_int4": sent.has_int4,
+        "has_softcap": call.softcap is not None,
+    }
+
+
+@functools.cache
+def _shape(group: LayerGroup) -> dict[str, Any]:
+    dot = dot_type(group.dtype)
+    return {
+        "num_heads": group.num_kv_heads,
+        "key_dim": group.key_dim,
+        "value_dim": group.value_dim,
+        "key_half": half_room(group.key_dim),
+        "value_half": half_room(group.value_dim),
+        "rotated": group.key_dim & -group.key_dim,
+        "dot": dot,
+        # Sixteen bits of which more are left for the fraction: codes times scales are small.
+        "codes": dot_type(torch.float16) if group.dtype == torch.bfloat16 else dot,
+        "full_size": 32 // group.dtype.itemsize,
+        "full_pages": _PAGES_AT_ONCE,
+    }
+
+
+def _num_splits(num_programs: int, num_blocks: int, device: torch.device) -> int:
+    """Enough that every core has work, as long as each split has some."""
+    if triton_here.is_interpreted():
+        num_cores = _INTERPRETED_CORES
+    else:
+        num_cores = torch.cuda.get_device_properties(device).multi_processor_count
+    wanted = _PROGRAMS_PER_CORE * num_cores // num_programs
+    return max(1, min(wanted, num_blocks, _MAX_SPLITS))

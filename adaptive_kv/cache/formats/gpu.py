@@ -1,0 +1,94 @@
+"""Converting pages on a GPU; the host's half of `gpu_kernel`."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from adaptive_kv.cache.formats import triton_here
+from adaptive_kv.cache.geometry import LayerGroup
+
+Line = tuple[int, int, int, int, int, int]
+"""A page, as in `table.PageTable`."""
+
+_BITS_AT = 4
+_MAX_DIM = 128
+"""Tiles of larger heads do not stay in registers."""
+_MIN_HALF = 16
+"""Columns of the smallest product that a tensor core takes."""
+
+
+def can_convert(group: LayerGroup, sources: Sequence[Line], device: torch.device) -> bool:
+    """Whether the kernel makes pages of this group of such pages: all of one format."""
+    is_one_format = len({line[_BITS_AT] for line in sources}) == 1
+    return is_one_format and triton_here.can_handle(group, device, _MAX_DIM)
+
+
+def convert(
+    group: LayerGroup,
+    sources: Sequence[Line],
+    targets: Sequence[Line],
+    pages_per_slab: tuple[int, int],
+    device: torch.device,
+) -> None:
+    """Fill pages with what others hold, every layer and head; `pages_per_slab` also of scales.
+
+    Pages are all of one format on either side, not the same, and follow each other.
+    """
+    source_bits, target_bits = sources[0][_BITS_AT], targets[0][_BITS_AT]
+    options = convert_options(group, source_bits, target_bits)
+    num_tokens = len(targets) * 256 // target_bits
+    lines = [line[:_BITS_AT] + line[_BITS_AT + 1 :] for line in (*sources, *targets)]
+    sent = torch.tensor(lines, dtype=torch.int64).to(device)
+    grid = (num_tokens // options["tokens"], group.num_layers, group.num_kv_heads)
+    _kernel()[grid](
+        *(sent[: len(sources)], sent[len(sources) :], group.num_kv_heads),
+        *(*pages_per_slab, *pages_per_slab),
+        **options,
+    )
+
+
+@functools.cache
+def convert_options(group: LayerGroup, source_bits: int, target_bits: int) -> dict[str, Any]:
+    """What the kernel is compiled for."""
+    # Packing needs a whole page at a time, unpacking a whole set of scales.
+    tokens = 256 // (target_bits if target_bits <= 8 else source_bits)
+    return {
+        "dtype": triton_here.type_of(group.dtype),
+        "dot": dot_type(group.dtype),
+        "key_dim": group.key_dim,
+        "value_dim": group.value_dim,
+        "key_half": half_room(group.key_dim),
+        "value_half": half_room(group.value_dim),
+        "rotated": group.key_dim & -group.key_dim,
+        "source_bits": source_bits,
+        "target_bits": target_bits,
+        "tokens": tokens,
+        "num_warps": 8 if tokens == 64 else 4,
+        "enable_fp_fusion": False,  # products and sums are rounded as torch rounds them
+    }
+
+
+def half_room(dim: int) -> int:
+    """Columns of a tile that holds half a head."""
+    return max(_MIN_HALF, power_of_two(dim // 2))
+
+
+def power_of_two(number: int) -> int:
+    """The next one that is not below."""
+    return 1 << (number - 1).bit_length()
+
+
+def dot_type(dtype: torch.dtype) -> Any:
+    """The type in which rows of `dtype` are multiplied; the interpreter has no bfloat16."""
+    if dtype == torch.bfloat16 and triton_here.is_interpreted():
+        dtype = torch.float32
+    return triton_here.type_of(dtype)
+
+
+@functools.cache
+def _kernel() -> Any:
+    from adaptive_kv.cache.formats import gpu_kernel  # noqa: PLC0415 - loads Triton
+
+    return gpu_kernel.convert
