@@ -34,6 +34,7 @@ _POINTERS = {
     **dict.fromkeys(("rows", "sources", "targets", "lines"), "*i64"),
 }
 _FLOATS = ("scaling", "softcap")
+_BY_TURNS = {80: ((16, 8), (8, 4)), 90: ((4, 16),), 100: ((8, 16),), 120: ((4, 16), (4, 8))}
 _COMPILER_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 _ALIGNED = re.compile(r"(query|key|value)_(head|token)")
 
@@ -58,16 +59,15 @@ def compile_all(architecture: int) -> list[Compiled]:
 
 
 def _kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    merged = {"value_dim": 128, "padded": 128, "max_splits": 64, "has_sinks": False}
     yield "decode", gpu_kernel.attend, gpu.decode_options(_GROUP, _NUM_HEADS, _ALL, _CALL)
     yield "chunks", gpu_kernel.attend, gpu.chunk_options(_GROUP, _NUM_HEADS, _ALL, _CALL)
-    yield "merge", gpu_kernel.merge, {**merged, "sink_logits": None}
     yield "full to int4", format_kernel.convert, convert_options(_GROUP, 16, 4)
-    yield "int4 to full", format_kernel.convert, convert_options(_GROUP, 4, 16)
     if architecture == 80:
+        merged = {"value_dim": 128, "padded": 128, "max_splits": 64, "has_sinks": False}
+        yield "merge", gpu_kernel.merge, {**merged, "sink_logits": None}
         full = gpu.decode_options(_GROUP, _NUM_HEADS, _FULL, _CALL)
         yield "decode of full pages", gpu_kernel.attend, full
-    for source, target in {80: ((16, 8), (8, 4)), 120: ((8, 16), (4, 8))}.get(architecture, ()):
+    for source, target in _BY_TURNS.get(architecture, ()):
         options = convert_options(_GROUP, source, target)
         yield f"{source} to {target} bits", format_kernel.convert, options
 

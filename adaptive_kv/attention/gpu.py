@@ -7,6 +7,7 @@ Under `TRITON_INTERPRET=1` the same kernels run on the CPU, slowly: that is how 
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,12 @@ from torch import Tensor
 from adaptive_kv.attention.gpu_lists import NO_WINDOW, Row, Sent, kernels, send
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats import triton_here
-from adaptive_kv.cache.formats.gpu import dot_type, half_room, power_of_two
+from adaptive_kv.cache.formats.gpu import (
+    dot_type,
+    half_room,
+    load_converters,
+    power_of_two,
+)
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.cache.store import GroupPages
 from adaptive_kv.cache.table import PageTable
@@ -31,6 +37,7 @@ _DECODE_TILE, _CHUNK_TILE = 16, 32
 tensor core takes; the larger one is the most whose sums stay in registers."""
 _OWN_TOKENS = 32
 _MAX_DIM, _MAX_CHUNK_DIM = 256, 128
+_FORMATS = ("has_int8", "has_int4")
 
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
@@ -100,12 +107,14 @@ class DecodeRows:
         sums = torch.empty(*parts, dim, dtype=torch.float32, device=out.device)
         tops = torch.empty(*parts, 2, dtype=torch.float32, device=out.device)
         group = self.pages.group
-        kernels().attend[group.num_kv_heads, self.num_splits, num_rows](
+        _start(
+            self.pages,
+            (group.num_kv_heads, self.num_splits, num_rows),
+            decode_options(group, num_heads, self.sent, call),
             *_rows_of(queries, keys, values),
             *(self.sent.rows, sums, tops, None, out),
             *_asked(self.pages, call, place, self.sinks),
             *_strides(queries, keys, values),
-            **decode_options(group, num_heads, self.sent, call),
         )
         kernels().merge[num_heads, num_rows](
             *(sums, tops, self.sent.rows, call.sink_logits, out, self.num_splits),
@@ -138,13 +147,37 @@ class ChunkRows:
         group, num_heads = self.pages.group, queries.shape[0]
         options = chunk_options(group, num_heads, self.sent, call)
         num_tiles = -(-self.max_new // options["tile"])
-        kernels().attend[group.num_kv_heads, num_tiles, len(self.sent.rows)](
+        _start(
+            self.pages,
+            (group.num_kv_heads, num_tiles, len(self.sent.rows)),
+            options,
             *_rows_of(queries, keys, values),
             *(self.sent.rows, None, None, call.sink_logits, out),
             *_asked(self.pages, call, place, self.sinks),
             *_strides(queries, keys, values),
-            **options,
         )
+
+
+_LOADED: set[tuple[Any, ...]] = set()
+"""Kinds of kernels that are on the device, but for the formats that they read."""
+
+
+def _start(
+    pages: GroupPages, grid: tuple[int, int, int], options: dict[str, Any], *arguments: Any
+) -> None:
+    """Start `gpu_kernel.attend`.
+
+    The first one of a kind, which is the probe's, has everything compiled and loaded that this
+    group may want later: when a neighbour has taken the memory there might be no room for code.
+    """
+    kind = tuple(value for name, value in options.items() if name not in _FORMATS)
+    if kind not in _LOADED:
+        load_converters(pages.group, pages.pages.device)
+        for has_them in itertools.product((False, True), repeat=len(_FORMATS)):
+            some = {**options, **dict(zip(_FORMATS, has_them, strict=True))}
+            kernels().attend[0, 1, 1](*arguments, **some)
+        _LOADED.add(kind)
+    kernels().attend[grid](*arguments, **options)
 
 
 def decode_options(

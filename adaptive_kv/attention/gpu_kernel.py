@@ -375,7 +375,7 @@ def merge(
     tl.store(to, joined.to(out.dtype.element_ty), mask=d < value_dim)
 
 
-@triton.jit(do_not_specialize=["num"])
+@triton.jit(do_not_specialize=["num"], do_not_specialize_on_alignment=["lines"])
 def put_lines(lines, num, padded: tl.constexpr):
     """Write each line, behind the address it begins with, to that address."""
     n = tl.program_id(0) * padded + tl.arange(0, padded)

@@ -70,13 +70,13 @@ def test_many_tokens_see_a_past_of_any_format_and_each_other(call: LayerCall) ->
     """Rows of many tokens, of one, and of one that keeps nothing, in one batch."""
     layers = LayerGroup((0,), 2, 32, 32, torch.float32, call.window)
     store = make_store([layers], Keep(16, 30))
-    rows = [_row(filled(store, mode, 290), n) for mode, n in _MIXED]
+    rows = [_row(filled(store, mode, 190), n) for mode, n in _MIXED]
     rows.append(_row(SequenceCache(store, CacheMode("full")), 50))
     rows.append(Row(SequenceCache(store, CacheMode("disabled")), 0, 21))
     compare(store, rows, call, make_inputs(layers, sum(row.num_new for row in rows), 3))
 
 
-_MIXED = (("full", 9), ("int8", 1), ("int4", 40), ("window:100+int4", 70))
+_MIXED = (("full", 9), ("int8", 1), ("int4", 40), ("window:100+int4", 45))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -87,7 +87,7 @@ def test_many_tokens_are_answered_in_16_bit_types(dtype: torch.dtype) -> None:
     compare(store, rows, LayerCall(layer=0, scaling=0.1), make_inputs(layers, 40, 7))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     st.lists(
         st.tuples(
@@ -131,9 +131,9 @@ def test_lists_follow_a_sequence_that_grows_switches_and_moves() -> None:
     """Token by token while lists outgrow their room; many steps take over the last one's rows."""
     layers = LayerGroup((0,), 1, 16, 16, torch.float32)
     store = make_store([layers], Keep(16, 16), slab_bytes=8 * layers.page_bytes)
-    call, caches = LayerCall(layer=0, scaling=0.25), [filled(store, "full", n) for n in (490, 61)]
+    call, caches = LayerCall(layer=0, scaling=0.25), [filled(store, "full", n) for n in (505, 61)]
     batch, num_followed = None, 0
-    for step in range(40):
+    for step in range(24):
         for cache in caches:
             cache.reserve(1)
         rows = [Row(cache, cache.num_stored, 1) for cache in caches]
@@ -149,11 +149,11 @@ def test_lists_follow_a_sequence_that_grows_switches_and_moves() -> None:
             batch.attend(call, *inputs)
         for cache in caches:
             cache.commit(1, is_exact=True)
-        if step == 25:
+        if step == 15:
             caches[0].mode = CacheMode("int4")
         switch.advance(caches[0], 4 * layers.page_bytes)
         store.compact(layers.page_bytes)
-    assert num_followed > 10
+    assert num_followed > 5
 
 
 def test_the_kernels_for_gpus_are_the_ones_that_answer_here() -> None:

@@ -32,7 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_kernels_are_compared_with_plain_torch(report: dict[str, Any]) -> None:
     kernels = report["kernels"]
-    assert len(kernels["attention"]) == 2
+    assert len(kernels["attention"]) == 4
     assert all(0 < case["error"] < 0.03 for case in kernels["attention"])
     assert len(kernels["switches"]) == 6
     assert all(case["is_right"] for case in kernels["attention"] + kernels["switches"])

@@ -1,10 +1,12 @@
 """Converting pages on a GPU; the host's half of `gpu_kernel`."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.geometry import LayerGroup
@@ -37,15 +39,35 @@ def convert(
     Pages are all of one format on either side, not the same, and follow each other.
     """
     source_bits, target_bits = sources[0][_BITS_AT], targets[0][_BITS_AT]
-    options = convert_options(group, source_bits, target_bits)
     num_tokens = len(targets) * 256 // target_bits
+    num_tiles = num_tokens // convert_options(group, source_bits, target_bits)["tokens"]
     lines = [line[:_BITS_AT] + line[_BITS_AT + 1 :] for line in (*sources, *targets)]
     sent = torch.tensor(lines, dtype=torch.int64).to(device)
-    grid = (num_tokens // options["tokens"], group.num_layers, group.num_kv_heads)
-    _kernel()[grid](
-        *(sent[: len(sources)], sent[len(sources) :], group.num_kv_heads),
-        *(*pages_per_slab, *pages_per_slab),
-        **options,
+    some = sent[: len(sources)], sent[len(sources) :]
+    _start(group, num_tiles, *some, pages_per_slab, source_bits, target_bits)
+
+
+@functools.cache
+def load_converters(group: LayerGroup, device: torch.device) -> None:
+    """Have everything compiled and on the device that `convert` may want."""
+    if triton_here.can_handle(group, device, _MAX_DIM):
+        nothing = torch.empty(0, 5, dtype=torch.int64, device=device)
+        for bits in itertools.permutations((group.dtype.itemsize * 8, 8, 4), 2):
+            _start(group, 0, nothing, nothing, (0, 0), *bits)
+
+
+def _start(
+    group: LayerGroup,
+    num_tiles: int,
+    sources: Tensor,
+    targets: Tensor,
+    pages_per_slab: tuple[int, int],
+    source_bits: int,
+    target_bits: int,
+) -> None:
+    options = convert_options(group, source_bits, target_bits)
+    _kernel()[num_tiles, group.num_layers, group.num_kv_heads](
+        sources, targets, group.num_kv_heads, *pages_per_slab, *pages_per_slab, **options
     )
 
 

@@ -253,7 +253,8 @@ def _store_values(
 @triton.jit(
     do_not_specialize=[
         "num_heads", "source_pages", "source_sides", "target_pages", "target_sides"
-    ]
+    ],
+    do_not_specialize_on_alignment=["sources", "targets"],
 )  # fmt: skip
 def convert(
     sources, targets, num_heads, source_pages, source_sides, target_pages, target_sides,
