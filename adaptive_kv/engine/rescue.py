@@ -39,19 +39,26 @@ class Rescue:
 
     def order(self, orders: Orders, reading: Reading) -> None:
         """Set what was ordered: how much slabs may take, and the modes, which pages follow."""
-        missing_bytes = min(0, reading.memory.headroom_bytes)
-        allowance_bytes = orders.allowance_bytes or missing_bytes
-        # The reading counts what healing and prefixes hold as free; it only is once given back.
-        budget = self._store.budget
-        idle_bytes = self._scheduler.shadow_bytes + budget.reclaimable_bytes
-        budget.allowance_bytes = allowance_bytes - idle_bytes
-        self._store.prefixes.shrink(budget.room_bytes() * _RETAINED_SHARE)
+        self._limit(orders.allowance_bytes, reading.memory.headroom_bytes)
         changing = {
             sequence: mode
             for sequence in self._scheduler.running
             if (mode := orders.modes.get(sequence.id, sequence.mode)) != sequence.mode
         }
         self._switcher.order(orders.mode, changing, orders.reason_text)
+
+    def _limit(self, allowance_bytes: int, headroom_bytes: int) -> None:
+        """Until the next reading: what may be taken from the device, and what may be retained.
+
+        The reading counts what healing and prefixes hold as free, which it only is once it is given
+        back; where that has broken the floor, it goes now.
+        """
+        budget = self._store.budget
+        idle_bytes = self._scheduler.shadow_bytes + budget.reclaimable_bytes
+        budget.allowance_bytes = (allowance_bytes or min(0, headroom_bytes)) - idle_bytes
+        if headroom_bytes < idle_bytes:
+            self._store.reclaim(idle_bytes - headroom_bytes)
+        self._store.prefixes.shrink(budget.room_bytes() * _RETAINED_SHARE)
 
     def make_room(self, shortage: OutOfMemory, read: Callable[[], Reading]) -> None:
         """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
