@@ -298,6 +298,31 @@ def test_a_neighbour_who_wants_memory_gets_what_is_retained_before_anybody_is_sw
     assert not any(stand.of_type(kind) for kind in switched)
 
 
+def test_a_broken_floor_is_mended_in_one_step_though_retained_pages_lie_among_others(
+    tmp_path: Path,
+) -> None:
+    """Two grow page by page in turns, and one of them ends; hardly any time is left to move."""
+    memory = Memory(tmp_path / "memory.json", 4 * MIB)
+    stand = make_stand(
+        memory={"source": f"file:{memory.path}", "floor": 128 * KIB},
+        policy={"name": "fixed"},
+        cache={"switch_share": 1e-9},
+    )
+    stand.memory = memory
+    ended, running = (stand.post(prompt(n, seed=n), num) for n, num in ((8, 210), (9, 250)))
+    while ended in stand.unfinished:
+        stand.step()
+    retained_bytes = stand.store.budget.reclaimable_bytes
+    assert retained_bytes == 208 // 8 * stand.store.groups[0].page_bytes("full")
+    free_bytes = memory.free_bytes(stand.store.held_bytes)
+    memory.neighbour_bytes += free_bytes - 128 * KIB + retained_bytes // 2
+    stand.step()
+    assert memory.free_bytes(stand.store.held_bytes) >= 128 * KIB
+    stand.run()
+    assert is_as_wanted(stand, running)
+    assert stand.finished(running).usage.tokens_by_mode == {"full": 250}
+
+
 def test_a_tight_budget_admits_and_serves_as_if_nothing_were_retained() -> None:
     """As much as fits alone, one after the other, each with other tokens."""
     for num_prompt in (100, 200):
