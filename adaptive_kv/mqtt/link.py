@@ -107,9 +107,13 @@ class _Client(Client):
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
     def _on_disconnect(self, *arguments: Any) -> None:
-        """aiomqtt stumbles over a connection that was given up before it was accepted."""
+        """aiomqtt stumbles over a connection that was given up before it was accepted.
+
+        One that is lost in the moment in which it is accepted it forgets about.
+        """
         if not self._connected.cancelled():
             super()._on_disconnect(*arguments)
+        self._look()
 
     async def leave(self) -> None:
         """Say goodbye to the broker: there will be no last will."""
@@ -129,9 +133,13 @@ class _Client(Client):
             if self._client.socket() is None:
                 break
             await asyncio.sleep(0.01)
+        self._look()
+
+    def _look(self) -> None:
+        """At what ended a connection: asyncio would complain that nobody has."""
         for end in (self._connected, self._disconnected):
             if end.done() and not end.cancelled():
-                end.exception()  # asyncio would complain that nobody looked
+                end.exception()
 
 
 class Link:

@@ -110,7 +110,7 @@ def publishing(
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: node.complaints.append(str(context)))
+        loop.set_exception_handler(lambda _, context: node.complaints.append(repr(context)))
         task = asyncio.create_task(node.publisher.run())
         started.put((loop, task))
         await asyncio.wait([task])
@@ -125,4 +125,4 @@ def publishing(
             loop.call_soon_threadsafe(task.cancel)
         thread.join(PATIENT_S)
         assert not thread.is_alive()
-        assert not node.complaints
+        assert not node.complaints, node.complaints
