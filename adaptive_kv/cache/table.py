@@ -128,7 +128,8 @@ class SequenceCache:
 
     def is_exact_up_to(self, stop: int) -> bool:
         """Whether new tokens before `stop` see everything as a fresh full run would."""
-        return self.is_exact and not hides_any(self._mode.window, stop, self.store.keep.sinks)
+        window = self._mode.window
+        return self.is_exact and not (window and hides_any(window, stop, self.store.keep.sinks))
 
     @property
     def used_bytes(self) -> int:
@@ -176,7 +177,9 @@ class SequenceCache:
                 pages.give([page])
             raise
         if taken:
-            self._grown()
+            self._pasts.clear()  # page tables go on where they stopped
+            if self._used_bytes is not None:
+                self._used_bytes += sum(pages.page_bytes("full") for pages, *_ in taken)
 
     def commit(self, num_new: int, *, is_exact: bool) -> None:
         """Count `num_new` written tokens in; `is_exact` tells whether they saw an exact past."""
@@ -407,13 +410,8 @@ class SequenceCache:
 
     def _changed(self) -> None:
         self._page_tables.clear()
-        self._grown()
-
-    def _grown(self) -> None:
-        """Pages came at the end: page tables go on where they stopped."""
         self._pasts.clear()
-        self._is_exact = None
-        self._used_bytes = None
+        self._is_exact = self._used_bytes = None
 
 
 def _weight(pages: GroupPages, some: Iterable[Page]) -> int:

@@ -115,14 +115,15 @@ class Sequence:
 
     def info(self) -> SequenceInfo:
         """What a policy is shown."""
+        request, cache, num_tokens = self.request, self.cache, len(self.tokens)
         return SequenceInfo(
-            id=self.id,
-            num_tokens=len(self.tokens),
-            mode=self.mode,
-            cache_bytes=self.cache.used_bytes,
-            priority=self.request.priority,
-            allow=self.request.allow,
-            exact=self.is_exact,
+            id=request.id,
+            num_tokens=num_tokens,
+            mode=cache.mode,
+            cache_bytes=cache.used_bytes,
+            priority=request.priority,
+            allow=request.allow,
+            exact=cache.is_exact_up_to(num_tokens),
         )
 
     def status(self) -> SequenceStatus:
