@@ -1,4 +1,4 @@
-"""Linear layers on CPU, their weights laid out once for the processor.
+"""Linear layers on CPU: large weights are laid out once for the processor, others read by the row.
 
 oneDNN, the library inside torch, multiplies fastest with weights in blocks of its own choice;
 `nn.Linear` keeps them in rows. The operators used here are those that torch's own compiler emits
@@ -37,6 +37,39 @@ class BlockedLinear(nn.Module):
         return out
 
 
+class RowLinear(nn.Module):
+    """As the `nn.Linear` whose weight it uses; one row has a product of its own."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__()
+        from adaptive_kv.engine.one_row import multiply_row  # noqa: PLC0415 - loads Numba
+
+        self.weight, self.bias = plain.weight, plain.bias
+        self._shape = plain.out_features, plain.in_features
+        self._rows = plain.weight.detach().numpy()
+        self._multiply_row = multiply_row
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        num_out, num_in = self._shape
+        if hidden.numel() != num_in:
+            return nn.functional.linear(hidden, self.weight, self.bias)
+        out = hidden.new_empty(*hidden.shape[:-1], num_out)
+        self._multiply_row(self._rows, hidden.reshape(-1).numpy(), out.view(-1).numpy())
+        return out if self.bias is None else out.add_(self.bias)
+
+
+def read_by_row(module: nn.Module) -> int:
+    """Replace the float32 linear layers that are still plain, in place; returns how many."""
+    num_replaced = 0
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if _is_plain(child) and child.weight.dtype is torch.float32:
+                setattr(parent, name, RowLinear(child))
+                num_replaced += 1
+    return num_replaced
+
+
 def block_linears(module: nn.Module) -> int:
     """Replace large linear layers of a model on a CPU in place; returns how many.
 
@@ -59,7 +92,9 @@ def block_linears(module: nn.Module) -> int:
     return num_replaced
 
 
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and module.weight.device.type == "cpu"
+
+
 def _is_worth_it(module: nn.Module) -> TypeGuard[nn.Linear]:
-    if type(module) is not nn.Linear or module.weight.device.type != "cpu":
-        return False
-    return module.weight.numel() * module.weight.element_size() >= _MIN_BYTES
+    return _is_plain(module) and module.weight.numel() * module.weight.element_size() >= _MIN_BYTES

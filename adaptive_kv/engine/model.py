@@ -20,7 +20,7 @@ from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.costs import ModelWidths
 from adaptive_kv.cache.disabled import chunk_mlps
 from adaptive_kv.cache.geometry import LayerGroup
-from adaptive_kv.engine.linear import block_linears
+from adaptive_kv.engine.linear import block_linears, read_by_row
 from adaptive_kv.engine.norm import fuse_norms
 
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
@@ -79,6 +79,7 @@ def prepare(module: PreTrainedModel, max_context: int | None = None) -> Model:
     groups = _find_groups(module)
     chunk_mlps(module)
     block_linears(module)
+    read_by_row(module)
     fuse_norms(module)
     limits = [_context_limit(module.config), max_context]
     return Model(

@@ -7,7 +7,7 @@ import torch
 from models import make_module
 from torch import nn
 
-from adaptive_kv.engine.linear import BlockedLinear, block_linears
+from adaptive_kv.engine.linear import BlockedLinear, RowLinear, block_linears, read_by_row
 from adaptive_kv.engine.model import prepare, weights_bytes
 
 _WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024}
@@ -21,6 +21,41 @@ def test_a_blocked_layer_gives_what_the_plain_one_gives(
     plain = nn.Linear(512, 384, bias=has_bias).requires_grad_(requires_grad=False)
     hidden = torch.randn(shape)
     torch.testing.assert_close(BlockedLinear(plain)(hidden), plain(hidden))
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 80), (1, 1, 80), (80,), (3, 80), (0, 80)])
+def test_a_layer_read_by_row_gives_what_the_plain_one_gives(
+    shape: tuple[int, ...], has_bias: bool
+) -> None:
+    plain = nn.Linear(80, 33, bias=has_bias).requires_grad_(requires_grad=False)
+    hidden = torch.randn(160)[::2].expand(shape) if 0 not in shape else torch.randn(shape)
+    torch.testing.assert_close(RowLinear(plain)(hidden), plain(hidden))
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    """A broken model must be seen to be one."""
+    layer = RowLinear(nn.Linear(64, 8, bias=False).requires_grad_(requires_grad=False))
+    hidden = torch.ones(1, 64)
+    hidden[0, 5] = torch.nan
+    assert layer(hidden).isnan().all()
+
+
+def test_every_float32_layer_that_is_left_is_read_by_row_from_where_it_is() -> None:
+    module = make_module(**_WIDE, tie_word_embeddings=True)
+    before_bytes = weights_bytes(module)
+    prepare(module)
+    kinds = {type(m) for m in module.modules() if isinstance(m, nn.Linear)}
+    head = module.get_submodule("lm_head")
+    assert not kinds
+    assert isinstance(head, RowLinear)
+    assert head.weight is module.get_input_embeddings().weight
+    assert weights_bytes(module) == before_bytes
+
+
+def test_other_types_and_blocked_layers_are_left_alone() -> None:
+    module = nn.Sequential(nn.Linear(8, 8).double(), nn.Linear(8, 8).bfloat16())
+    assert read_by_row(module) == 0
 
 
 def test_only_large_layers_of_a_model_are_replaced_and_nothing_is_kept_twice() -> None:
