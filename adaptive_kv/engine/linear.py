@@ -93,7 +93,10 @@ def block_linears(module: nn.Module) -> int:
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return type(module) is nn.Linear and module.weight.device.type == "cpu"
+    """Whether nothing is lost if another layer takes its place: hooks would be."""
+    if type(module) is not nn.Linear or module.weight.device.type != "cpu":
+        return False
+    return not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
 
 
 def _is_worth_it(module: nn.Module) -> TypeGuard[nn.Linear]:
