@@ -31,6 +31,7 @@ _RELOADED = {
 }
 """By section, the keys that can change; all others need a restart."""
 
+_SETTLE_S = 0.05
 _log = structlog.get_logger(__name__)
 
 
@@ -124,10 +125,13 @@ class Reloads:
 
     def start(self, before: Hangups) -> None:
         """Reload at every SIGHUP for as long as the running loop exists, and if one came before."""
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._told.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._told.set)
         if before.came:
             self._told.set()
-        threading.Thread(target=self._run, name="reload", daemon=True).start()
+        # What came just before may also be on its way through the loop, and is to count once.
+        thread = threading.Thread(target=self._run, name="reload", daemon=True)
+        loop.call_later(_SETTLE_S, thread.start)
 
     async def ask(self) -> Reloaded:
         """Reload, and wait for it. Raises `ConfigError` or `PolicyError` where it is refused."""
