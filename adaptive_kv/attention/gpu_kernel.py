@@ -21,7 +21,15 @@ to. Page layouts are those drawn in `cache/formats`.
 import triton
 import triton.language as tl
 
-from adaptive_kv.cache.formats.gpu_kernel import WORDS, pieces, pointer, pointers, rotate
+from adaptive_kv.cache.formats.gpu_kernel import (
+    WORDS,
+    load_codes,
+    load_pair,
+    pieces,
+    pointer,
+    pointers,
+    rotate,
+)
 
 COLUMNS = tl.constexpr(10)
 """Of `rows`: first token in the batch, how many, position of the first, the mode's window, then
@@ -61,17 +69,36 @@ def _share(num, split, num_splits):
 
 
 @triton.jit
+def _read_rows(
+    query, state, keys, values, is_key, at, keys_at, view, softcap, dot: tl.constexpr,
+    dims: tl.constexpr, halves: tl.constexpr, has_softcap: tl.constexpr,
+):  # fmt: skip
+    """Attend to a tile of rows as the model made them; `keys` and `values` point to each."""
+    q_low, q_high, scaling = query
+    top, total, low, high = state
+    c, e = tl.arange(0, halves[0])[None, :], tl.arange(0, halves[1])[None, :]
+    is_there = is_key[:, None] & (c < dims[0] // 2)
+    k_low, k_high = load_pair(keys[:, None] + c, is_there, dims[0] // 2)
+    scores = tl.dot(q_low, tl.trans(k_low.to(dot)), input_precision="tf32x3")
+    scores += tl.dot(q_high, tl.trans(k_high.to(dot)), input_precision="tf32x3")
+    scores = _shown(scores * scaling, at, keys_at, is_key, view, softcap, has_softcap)
+    weights, top, total, low, high = _weigh(scores, top, total, low, high)
+    is_there = is_key[:, None] & (e < dims[1] // 2)
+    v_low, v_high = load_pair(values[:, None] + e, is_there, dims[1] // 2)
+    low += tl.dot(weights.to(dot), v_low.to(dot), input_precision="tf32x3")
+    high += tl.dot(weights.to(dot), v_high.to(dot), input_precision="tf32x3")
+    return top, total, low, high
+
+
+@triton.jit
 def _read_full(
     query, state, lines, num, shares, at, position, view, offsets, softcap,
     dtype: tl.constexpr, dot: tl.constexpr, dims: tl.constexpr, halves: tl.constexpr,
     size: tl.constexpr, num_pages: tl.constexpr, has_softcap: tl.constexpr,
 ):  # fmt: skip
     """Attend to full pages of `size` tokens, `num_pages` at a time, that lie anywhere."""
-    q_low, q_high, scaling = query
-    top, total, low, high = state
     t = tl.arange(0, num_pages * size)
     slot = t % size
-    c, e = tl.arange(0, halves[0])[None, :], tl.arange(0, halves[1])[None, :]
     first, last = _share(tl.cdiv(num, num_pages), shares[0], shares[1])
     for block in range(first, last):
         page = block * num_pages + t // size
@@ -80,47 +107,26 @@ def _read_full(
         values = tl.load(line + 1, mask=page < num, other=0) + offsets[1]
         start = tl.load(line + 4, mask=page < num, other=0).to(tl.int32)
         is_key = (page < num) & (start + slot < position)  # the rest was never written
-        k_at = pointers(keys, dtype, size)[:, None] + slot[:, None] * dims[0] + c
-        is_there = is_key[:, None] & (c < dims[0] // 2)
-        k_low = tl.load(k_at, mask=is_there, other=0).to(dot)
-        k_high = tl.load(k_at + dims[0] // 2, mask=is_there, other=0).to(dot)
-        scores = tl.dot(q_low, tl.trans(k_low), input_precision="tf32x3")
-        scores += tl.dot(q_high, tl.trans(k_high), input_precision="tf32x3")
-        scores = _shown(scores * scaling, at, start + slot, is_key, view, softcap, has_softcap)
-        weights, top, total, low, high = _weigh(scores, top, total, low, high)
-        v_at = pointers(values, dtype, size)[:, None] + slot[:, None] * dims[1] + e
-        is_there = is_key[:, None] & (e < dims[1] // 2)
-        v_low = tl.load(v_at, mask=is_there, other=0).to(dot)
-        v_high = tl.load(v_at + dims[1] // 2, mask=is_there, other=0).to(dot)
-        low += tl.dot(weights.to(dot), v_low, input_precision="tf32x3")
-        high += tl.dot(weights.to(dot), v_high, input_precision="tf32x3")
-    return top, total, low, high
+        state = _read_rows(
+            query, state, pointers(keys, dtype, size) + slot * dims[0],
+            pointers(values, dtype, size) + slot * dims[1], is_key, at, start + slot, view,
+            softcap, dot, dims, halves, has_softcap,
+        )  # fmt: skip
+    return state
 
 
 @triton.jit
 def _load_sides(at, c, dim: tl.constexpr):
     """Scales of both halves of a page's keys, and their minima, float32."""
-    at = pointer(at, tl.float16) + c
-    is_there = c < dim // 2
-    low, high = tl.load(at, mask=is_there, other=0), tl.load(at + dim // 2, mask=is_there, other=0)
-    low_min = tl.load(at + dim, mask=is_there, other=0)
-    high_min = tl.load(at + dim + dim // 2, mask=is_there, other=0)
+    at, is_there = pointer(at, tl.float16) + c, c < dim // 2
+    low, high = load_pair(at, is_there, dim // 2)
+    low_min, high_min = load_pair(at + dim, is_there, dim // 2)
     return (
         low.to(tl.float32)[None, :],
         high.to(tl.float32)[None, :],
         low_min.to(tl.float32)[None, :],
         high_min.to(tl.float32)[None, :],
     )
-
-
-@triton.jit
-def _load_codes(at, is_there, distance: tl.constexpr, bits: tl.constexpr):
-    both = tl.load(at, mask=is_there, other=0)
-    if bits == 4:
-        low, high = both & 0xF, both >> 4
-    else:
-        low, high = both, tl.load(at + distance, mask=is_there, other=0)
-    return low, high
 
 
 @triton.jit
@@ -141,7 +147,7 @@ def _read_packed(
         start = tl.load(line + 4).to(tl.int32)
         sides = _load_sides(tl.load(line + 2) + offsets[2], c, dims[0])
         keys = pointer(tl.load(line) + offsets[0], tl.uint8)
-        k_low, k_high = _load_codes(
+        k_low, k_high = load_codes(
             keys + c[:, None] * size + t[None, :],
             (c < dims[0] // 2)[:, None],
             dims[0] // 2 * size,
@@ -155,7 +161,7 @@ def _read_packed(
         side = pointer(tl.load(line + 3) + offsets[3], tl.float16) + t
         scale, minimum = tl.load(side).to(tl.float32), tl.load(side + size).to(tl.float32)
         values = pointer(tl.load(line + 1) + offsets[1], tl.uint8)
-        v_low, v_high = _load_codes(
+        v_low, v_high = load_codes(
             values + t[:, None] * (dims[1] * bits // 8) + e[None, :],
             (e < dims[1] // 2)[None, :],
             dims[1] // 2,
@@ -175,27 +181,13 @@ def _read_own(
     has_softcap: tl.constexpr,
 ):  # fmt: skip
     """Attend to `num` of the row's own tokens, `num_tokens` at a time."""
-    q_low, q_high, scaling = query
-    top, total, low, high = state
-    c, e = tl.arange(0, halves[0])[None, :], tl.arange(0, halves[1])[None, :]
     for first in range(0, num, num_tokens):
         t = first + tl.arange(0, num_tokens)
-        is_key = t < num
-        k_at = keys + t[:, None] * strides[0] + c
-        is_there = is_key[:, None] & (c < dims[0] // 2)
-        k_low = tl.load(k_at, mask=is_there, other=0).to(dot)
-        k_high = tl.load(k_at + dims[0] // 2, mask=is_there, other=0).to(dot)
-        scores = tl.dot(q_low, tl.trans(k_low), input_precision="tf32x3")
-        scores += tl.dot(q_high, tl.trans(k_high), input_precision="tf32x3")
-        scores = _shown(scores * scaling, at, position + t, is_key, view, softcap, has_softcap)
-        weights, top, total, low, high = _weigh(scores, top, total, low, high)
-        v_at = values + t[:, None] * strides[1] + e
-        is_there = is_key[:, None] & (e < dims[1] // 2)
-        v_low = tl.load(v_at, mask=is_there, other=0).to(dot)
-        v_high = tl.load(v_at + dims[1] // 2, mask=is_there, other=0).to(dot)
-        low += tl.dot(weights.to(dot), v_low, input_precision="tf32x3")
-        high += tl.dot(weights.to(dot), v_high, input_precision="tf32x3")
-    return top, total, low, high
+        state = _read_rows(
+            query, state, keys + t * strides[0], values + t * strides[1], t < num, at,
+            position + t, view, softcap, dot, dims, halves, has_softcap,
+        )  # fmt: skip
+    return state
 
 
 @triton.jit
@@ -381,5 +373,5 @@ def put_lines(lines, num, padded: tl.constexpr):
     n = tl.program_id(0) * padded + tl.arange(0, padded)
     line = lines + n * (WORDS + 1)
     to = tl.load(line, mask=n < num, other=0).to(tl.pointer_type(tl.int64))
-    for word in tl.static_range(5):
+    for word in tl.static_range(WORDS):
         tl.store(to + word, tl.load(line + 1 + word, mask=n < num, other=0), mask=n < num)

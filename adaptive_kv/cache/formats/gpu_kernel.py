@@ -102,18 +102,19 @@ def _codes(x, scale, minimum, levels: tl.constexpr):
 
 
 @triton.jit
-def _load_pair(at, is_there, distance):
+def load_pair(at, is_there, distance):
+    """Two halves of rows, so far apart."""
     return tl.load(at, mask=is_there, other=0), tl.load(at + distance, mask=is_there, other=0)
 
 
 @triton.jit
-def _load_codes(at, is_there, distance, bits: tl.constexpr):
+def load_codes(at, is_there, distance, bits: tl.constexpr):
     """Codes of both halves; `distance` is from one to the other where they do not share bytes."""
     if bits == 4:
         both = tl.load(at, mask=is_there, other=0)
         low, high = both & 0xF, both >> 4
     else:
-        low, high = _load_pair(at, is_there, distance)
+        low, high = load_pair(at, is_there, distance)
     return low, high
 
 
@@ -127,8 +128,8 @@ def _unrotated(low, high, side, dim: tl.constexpr, size: tl.constexpr):
     d = c + dim // 2
     is_there = c < dim // 2
     side = pointer(side, tl.float16) + c
-    scale_low, scale_high = _load_pair(side, is_there, dim // 2)
-    low_min, high_min = _load_pair(side + dim, is_there, dim // 2)
+    scale_low, scale_high = load_pair(side, is_there, dim // 2)
+    low_min, high_min = load_pair(side + dim, is_there, dim // 2)
     low, high = low.to(tl.float16), high.to(tl.float16)
     turn = signs(c, c, size), signs(d, c, size), signs(c, d, size), signs(d, d, size)
     new_low = tl.dot(low, (turn[0] * scale_low[:, None]).to(tl.float16))
@@ -150,17 +151,17 @@ def _load_keys(
     """Both halves of a tile of keys, float32; `at` and `sides` are addresses by token."""
     if bits > 8:
         rows = pointers(at, dtype, same)[:, None] + slot[:, None] * dim + columns
-        low, high = _load_pair(rows, is_there, dim // 2)
+        low, high = load_pair(rows, is_there, dim // 2)
     else:
         num_tokens: tl.constexpr = 256 // bits
         rows = pointers(at, tl.uint8, same)[:, None] + slot[:, None] + columns * num_tokens
-        low, high = _load_codes(rows, is_there, dim // 2 * num_tokens, bits)
+        low, high = load_codes(rows, is_there, dim // 2 * num_tokens, bits)
         if bits == 4:
             low, high = _unrotated(low, high, tl.max(sides, 0), dim, size)
         else:
             scales = pointers(sides, tl.float16, same)[:, None] + columns
-            low_scale, high_scale = _load_pair(scales, is_there, dim // 2)
-            low_min, high_min = _load_pair(scales + dim, is_there, dim // 2)
+            low_scale, high_scale = load_pair(scales, is_there, dim // 2)
+            low_min, high_min = load_pair(scales + dim, is_there, dim // 2)
             low = low.to(tl.float32) * low_scale + low_min
             high = high.to(tl.float32) * high_scale + high_min
     return low.to(dtype).to(tl.float32), high.to(dtype).to(tl.float32)
@@ -174,11 +175,11 @@ def _load_values(
     """As `_load_keys`."""
     if bits > 8:
         rows = pointers(at, dtype, same)[:, None] + slot[:, None] * dim + columns
-        low, high = _load_pair(rows, is_there, dim // 2)
+        low, high = load_pair(rows, is_there, dim // 2)
     else:
         num_tokens: tl.constexpr = 256 // bits
         rows = pointers(at, tl.uint8, same)[:, None] + slot[:, None] * (dim * bits // 8)
-        low, high = _load_codes(rows + columns, is_there, dim // 2, bits)
+        low, high = load_codes(rows + columns, is_there, dim // 2, bits)
         side = pointers(sides, tl.float16, same) + slot
         scale, minimum = tl.load(side)[:, None], tl.load(side + num_tokens)[:, None]
         low = low.to(tl.float32) * scale + minimum
@@ -187,12 +188,17 @@ def _load_values(
 
 
 @triton.jit
+def _store_pair(at, is_there, distance, low, high):
+    tl.store(at, low, mask=is_there)
+    tl.store(at + distance, high, mask=is_there)
+
+
+@triton.jit
 def _store_codes(at, is_there, distance, low, high, bits: tl.constexpr):
     if bits == 4:
         tl.store(at, low | (high << 4), mask=is_there)
     else:
-        tl.store(at, low, mask=is_there)
-        tl.store(at + distance, high, mask=is_there)
+        _store_pair(at, is_there, distance, low, high)
 
 
 @triton.jit
@@ -201,8 +207,7 @@ def _store_full(
     same: tl.constexpr,
 ):  # fmt: skip
     rows = pointers(at, dtype, same)[:, None] + slot[:, None] * dim + columns
-    tl.store(rows, low.to(dtype), mask=is_there)
-    tl.store(rows + dim // 2, high.to(dtype), mask=is_there)
+    _store_pair(rows, is_there, dim // 2, low.to(dtype), high.to(dtype))
 
 
 @triton.jit
@@ -224,10 +229,8 @@ def _store_keys(
     _store_codes(rows, is_there, dim // 2 * num_tokens, low, high, bits)
     c = tl.arange(0, low.shape[1])
     to = pointer(side, tl.float16) + c
-    tl.store(to, low_scale, mask=c < dim // 2)
-    tl.store(to + dim // 2, high_scale, mask=c < dim // 2)
-    tl.store(to + dim, low_min, mask=c < dim // 2)
-    tl.store(to + dim + dim // 2, high_min, mask=c < dim // 2)
+    _store_pair(to, c < dim // 2, dim // 2, low_scale, high_scale)
+    _store_pair(to + dim, c < dim // 2, dim // 2, low_min, high_min)
 
 
 @triton.jit
