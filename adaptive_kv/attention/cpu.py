@@ -18,14 +18,11 @@ from torch import Tensor
 
 from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode, vector_width
 from adaptive_kv.attention.crew import crew
-from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.attention.interface import NO_WINDOW, LayerCall
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.cache.store import GroupPages
 from adaptive_kv.cache.table import PageTable
-
-NO_WINDOW = 1 << 40
-"""Stands for a window that hides nothing."""
 
 _WORTH_SHARING = 16_000
 """So many tokens times heads are read in the time that waking a helper takes."""

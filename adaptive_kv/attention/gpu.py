@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.gpu_lists import NO_WINDOW, Row, Sent, kernels, send
-from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.attention.gpu_lists import PAGES_AT_ONCE, Row, Sent, kernels, send
+from adaptive_kv.attention.interface import NO_WINDOW, LayerCall
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.formats.gpu import (
     dot_type,
-    half_room,
     load_converters,
     power_of_two,
+    shape_options,
 )
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.cache.store import GroupPages
@@ -31,7 +31,6 @@ from adaptive_kv.cache.table import PageTable
 _MAX_SPLITS = 64
 _PROGRAMS_PER_CORE = 2
 _INTERPRETED_CORES = 6
-_PAGES_AT_ONCE = 4
 _DECODE_TILE, _CHUNK_TILE = 16, 32
 """Queries at a time, heads that share keys counted one by one. The smaller one is the least that a
 tensor core takes; the larger one is the most whose sums stay in registers."""
@@ -57,16 +56,16 @@ def make_rows(
 
     Raises `torch.OutOfMemoryError`.
     """
-    device, bits = pages.pages.device, pages.group.dtype.itemsize * 8
+    device = pages.pages.device
     lines = [Row(at, 1, position, window, table) for at, position, window, table in rows]
-    sent = send(lines, bits, device)
+    sent = send(lines, pages.group.full_bits, device)
     num_splits = _num_splits(len(rows) * pages.group.num_kv_heads, sent.num_blocks, device)
     return DecodeRows(pages, sent, tuple([table for *_, table in rows]), sinks, num_splits)
 
 
 def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRows":
     """Of rows of many tokens. Raises `torch.OutOfMemoryError`."""
-    sent = send(rows, pages.group.dtype.itemsize * 8, pages.pages.device)
+    sent = send(rows, pages.group.full_bits, pages.pages.device)
     return ChunkRows(pages, sent, sinks, max(row.num_new for row in rows))
 
 
@@ -102,6 +101,7 @@ class DecodeRows:
         `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
         The rows' keys and values are also written into the pages reserved for them.
         """
+        given = _rows_of(queries, keys, values)
         num_rows, num_heads, dim = len(self.tables), queries.shape[0], values.shape[-1]
         parts = (num_rows, self.num_splits, num_heads)
         sums = torch.empty(*parts, dim, dtype=torch.float32, device=out.device)
@@ -111,10 +111,9 @@ class DecodeRows:
             self.pages,
             (group.num_kv_heads, self.num_splits, num_rows),
             decode_options(group, num_heads, self.sent, call),
-            *_rows_of(queries, keys, values),
-            *(self.sent.rows, sums, tops, None, out),
+            *(*given, self.sent.rows, sums, tops, None, out),
             *_asked(self.pages, call, place, self.sinks),
-            *_strides(queries, keys, values),
+            *_strides(given),
         )
         kernels().merge[num_heads, num_rows](
             *(sums, tops, self.sent.rows, call.sink_logits, out, self.num_splits),
@@ -144,6 +143,7 @@ class ChunkRows:
         out: Tensor,
     ) -> None:
         """As `DecodeRows.attend`, but nothing is written into pages."""
+        given = _rows_of(queries, keys, values)
         group, num_heads = self.pages.group, queries.shape[0]
         options = chunk_options(group, num_heads, self.sent, call)
         num_tiles = -(-self.max_new // options["tile"])
@@ -151,10 +151,9 @@ class ChunkRows:
             self.pages,
             (group.num_kv_heads, num_tiles, len(self.sent.rows)),
             options,
-            *_rows_of(queries, keys, values),
-            *(self.sent.rows, None, None, call.sink_logits, out),
+            *(*given, self.sent.rows, None, None, call.sink_logits, out),
             *_asked(self.pages, call, place, self.sinks),
-            *_strides(queries, keys, values),
+            *_strides(given),
         )
 
 
@@ -215,8 +214,8 @@ def _rows_of(*tensors: Tensor) -> list[Tensor]:
     return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [x.stride(dim) for x in _rows_of(*tensors) for dim in (0, 1)]
+def _strides(tensors: Sequence[Tensor]) -> list[int]:
+    return [x.stride(dim) for x in tensors for dim in (0, 1)]
 
 
 def _asked(pages: GroupPages, call: LayerCall, place: int, sinks: int) -> tuple[float, ...]:
@@ -237,19 +236,14 @@ def _options(group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall) -> 
 
 @functools.cache
 def _shape(group: LayerGroup) -> dict[str, Any]:
-    dot = dot_type(group.dtype)
+    shape = shape_options(group)
     return {
+        **shape,
         "num_heads": group.num_kv_heads,
-        "key_dim": group.key_dim,
-        "value_dim": group.value_dim,
-        "key_half": half_room(group.key_dim),
-        "value_half": half_room(group.value_dim),
-        "rotated": group.key_dim & -group.key_dim,
-        "dot": dot,
         # Sixteen bits of which more are left for the fraction: codes times scales are small.
-        "codes": dot_type(torch.float16) if group.dtype == torch.bfloat16 else dot,
+        "codes": dot_type(torch.float16) if group.dtype == torch.bfloat16 else shape["dot"],
         "full_size": 32 // group.dtype.itemsize,
-        "full_pages": _PAGES_AT_ONCE,
+        "full_pages": PAGES_AT_ONCE,
     }
 
 

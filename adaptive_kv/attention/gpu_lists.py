@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adaptive_kv.attention.interface import NO_WINDOW
 from adaptive_kv.cache.table import PageTable
 
-NO_WINDOW = 1 << 30
-"""Stands for a window that hides nothing."""
+PAGES_AT_ONCE = 4
+"""So many full pages are one tile."""
 
 _LINE_WORDS = 5
 _MIN_LINES = 64
@@ -94,7 +95,7 @@ def _send(rows: Sequence[Row], formats: tuple[int, ...], device: torch.device) -
         rows=sent[new.size :].view(numbers.shape),
         has_int8=bool(num_int8.any()),
         has_int4=bool(num_int4.any()),
-        num_blocks=int((num_full // 4 + num_int8 + num_int4).max()),
+        num_blocks=int((num_full // PAGES_AT_ONCE + num_int8 + num_int4).max()),
     )
 
 

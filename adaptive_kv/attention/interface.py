@@ -16,6 +16,9 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+NO_WINDOW = 1 << 30
+"""Stands for a window that hides nothing where a kernel wants a number; fits into 32 bits."""
+
 NAME = "adaptive_kv"  # must not contain flash, sdpa, flex_attention, | or / (transformers tests)
 
 

@@ -52,6 +52,11 @@ class LayerGroup:
         return self.num_kv_heads * (self.key_dim + self.value_dim)
 
     @property
+    def full_bits(self) -> int:
+        """Of an element as the model made it."""
+        return self.dtype.itemsize * 8
+
+    @property
     def page_shape(self) -> PageShape:
         """Of one page, the same in every format: 16 tokens in a 16-bit type."""
         token_bytes = PAGE_TOKENS_16_BIT * 2
@@ -66,12 +71,12 @@ class LayerGroup:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page."""
-        return self.num_layers * self.row_elements * PAGE_TOKENS_16_BIT * 2
+        return self.page_shape.num_bytes
 
     @property
     def side_bytes(self) -> int:
         """Bytes of the scales and minima of one packed page."""
-        return self.num_layers * self.num_kv_heads * (2 * self.key_dim + 2 * BLOCK_TOKENS) * 2
+        return self.side_shape.num_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from adaptive_kv.cache.formats import Format, Full, make_formats
-from adaptive_kv.cache.geometry import Keep, LayerGroup
+from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, Keep, LayerGroup
 from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
 from adaptive_kv.cache.prefixes import Prefixes
 from adaptive_kv.cache.slab import Budget
@@ -35,9 +35,8 @@ class GroupPages:
         self.formats: dict[str, Format] = make_formats(group)
         self.pages = PagePool(group.page_shape, slab_bytes, budget, device)
         # Packing into int8 frees one page for each place of scales that it takes.
-        num_sides = self.pages.pages_per_slab
-        side_slab_bytes = num_sides * group.side_bytes
-        self.sides = PagePool(group.side_shape, side_slab_bytes, budget, device, num_sides)
+        num_sides, shape = self.pages.pages_per_slab, group.side_shape
+        self.sides = PagePool(shape, num_sides * shape.num_bytes, budget, device, num_sides)
 
     @property
     def full(self) -> Full:
@@ -49,25 +48,22 @@ class GroupPages:
     @property
     def used_bytes(self) -> int:
         """Bytes of pages and scales in use."""
-        return (
-            self.pages.num_live * self.group.page_bytes
-            + self.sides.num_live * self.group.side_bytes
-        )
+        pages, sides = self.pages, self.sides
+        return pages.num_live * pages.shape.num_bytes + sides.num_live * sides.shape.num_bytes
 
     @property
     def free_bytes(self) -> int:
         """Bytes of free pages in slabs held, but the spare."""
-        return max(0, self.pages.num_free - NUM_SPARE) * self.group.page_bytes
+        return max(0, self.pages.num_free - NUM_SPARE) * self.pages.shape.num_bytes
 
     def page_bytes(self, format_name: str) -> int:
         """Bytes that one page in this format weighs, its scales included."""
-        side = self.group.side_bytes if self.formats[format_name].is_packed else 0
-        return self.group.page_bytes + side
+        side = self.sides.shape.num_bytes if self.formats[format_name].is_packed else 0
+        return self.pages.shape.num_bytes + side
 
     def line(self, page: Page) -> tuple[int, int, int, int, int, int]:
         """A page's line in a page table, as `PageTable` describes it."""
-        full_bits = self.group.dtype.itemsize * 8
-        bits = full_bits * self.full.tokens_per_page // self.formats[page.format].tokens_per_page
+        bits = 16 * PAGE_TOKENS_16_BIT // self.formats[page.format].tokens_per_page
         sides = (0, 0) if page.side is None else self.sides.addresses(page.side)
         return *self.pages.addresses(page), *sides, bits, page.start
 

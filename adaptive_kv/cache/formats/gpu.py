@@ -52,7 +52,7 @@ def load_converters(group: LayerGroup, device: torch.device) -> None:
     """Have everything compiled and on the device that `convert` may want."""
     if triton_here.can_handle(group, device, _MAX_DIM):
         nothing = torch.empty(0, 5, dtype=torch.int64, device=device)
-        for bits in itertools.permutations((group.dtype.itemsize * 8, 8, 4), 2):
+        for bits in itertools.permutations((group.full_bits, 8, 4), 2):
             _start(group, 0, nothing, nothing, (0, 0), *bits)
 
 
@@ -77,13 +77,8 @@ def convert_options(group: LayerGroup, source_bits: int, target_bits: int) -> di
     # Packing needs a whole page at a time, unpacking a whole set of scales.
     tokens = 256 // (target_bits if target_bits <= 8 else source_bits)
     return {
+        **shape_options(group),
         "dtype": triton_here.type_of(group.dtype),
-        "dot": dot_type(group.dtype),
-        "key_dim": group.key_dim,
-        "value_dim": group.value_dim,
-        "key_half": half_room(group.key_dim),
-        "value_half": half_room(group.value_dim),
-        "rotated": group.key_dim & -group.key_dim,
         "source_bits": source_bits,
         "target_bits": target_bits,
         "tokens": tokens,
@@ -92,7 +87,19 @@ def convert_options(group: LayerGroup, source_bits: int, target_bits: int) -> di
     }
 
 
-def half_room(dim: int) -> int:
+def shape_options(group: LayerGroup) -> dict[str, Any]:
+    """What every kernel over pages of a group is compiled for."""
+    return {
+        "dot": dot_type(group.dtype),
+        "key_dim": group.key_dim,
+        "value_dim": group.value_dim,
+        "key_half": _half_room(group.key_dim),
+        "value_half": _half_room(group.value_dim),
+        "rotated": group.key_dim & -group.key_dim,
+    }
+
+
+def _half_room(dim: int) -> int:
     """Columns of a tile that holds half a head."""
     return max(_MIN_HALF, power_of_two(dim // 2))
 
