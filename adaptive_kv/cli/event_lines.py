@@ -17,6 +17,7 @@ from adaptive_kv.events import (
     RequestRejected,
     SensorFault,
 )
+from adaptive_kv.in_loop import in_loop
 
 _LEVELS: dict[type[Event], int] = {
     Oom: logging.ERROR,
@@ -34,12 +35,8 @@ async def log_events(events: EventLog, document: Callable[[Recorded], str]) -> N
 
     Events are appended by threads that must not wait for whoever reads the log, so this one does.
     """
-    loop, news, seq = asyncio.get_running_loop(), asyncio.Event(), 0
-
-    def wake() -> None:
-        loop.call_soon_threadsafe(news.set)
-
-    stop_listening = events.listen(wake)
+    news, seq = asyncio.Event(), 0
+    stop_listening = events.listen(in_loop(news.set))
     try:
         while True:
             news.clear()

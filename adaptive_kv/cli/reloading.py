@@ -1,7 +1,6 @@
 """What of the configuration can change while the service runs, and changing it."""
 
 import asyncio
-import signal
 import threading
 import time
 from collections import deque
@@ -31,7 +30,6 @@ _RELOADED = {
 }
 """By section, the keys that can change; all others need a restart."""
 
-_SETTLE_S = 0.05
 _log = structlog.get_logger(__name__)
 
 
@@ -123,15 +121,10 @@ class Reloads:
         self._told = threading.Event()
         self._asking: deque[asyncio.Future[Reloaded]] = deque()
 
-    def start(self, before: Hangups) -> None:
-        """Reload at every SIGHUP for as long as the running loop exists, and if one came before."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self._told.set)
-        if before.came:
-            self._told.set()
-        # What came just before may also be on its way through the loop, and is to count once.
-        thread = threading.Thread(target=self._run, name="reload", daemon=True)
-        loop.call_later(_SETTLE_S, thread.start)
+    def start(self, hangups: Hangups) -> None:
+        """Begin, and reload at every SIGHUP for as long as the running loop exists."""
+        hangups.listen(self._told.set)
+        threading.Thread(target=self._run, name="reload", daemon=True).start()
 
     async def ask(self) -> Reloaded:
         """Reload, and wait for it. Raises `ConfigError` or `PolicyError` where it is refused."""

@@ -3,8 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adaptive_kv.errors import Refusal
+from adaptive_kv.in_loop import in_loop
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.server.completions import read_json
 from adaptive_kv.server.dashboard import Page
@@ -100,7 +100,7 @@ class Routes:
     async def _follow(self, seq: int) -> AsyncGenerator[bytes]:
         """Events after `seq` as they happen, until the server closes."""
         news = asyncio.Event()
-        stop = self.service.events.listen(_waker(news))
+        stop = self.service.events.listen(in_loop(news.set))
         closed = asyncio.create_task(self.service.closing.wait())
         closed.add_done_callback(lambda _: news.set())
         try:
@@ -134,17 +134,6 @@ class Routes:
             return None
         message = "the worker makes no progress"
         return Refusal(message, 503, "server_error", code="stalled", retry_after_s=5.0)
-
-
-def _waker(news: asyncio.Event) -> Callable[[], None]:
-    """Sets `news` from any thread."""
-    loop = asyncio.get_running_loop()
-
-    def wake() -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody follows any more
-            loop.call_soon_threadsafe(news.set)
-
-    return wake
 
 
 async def _within(event: asyncio.Event, timeout_s: float) -> bool:
