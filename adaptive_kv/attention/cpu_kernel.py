@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from llvmlite.binding import get_host_cpu_features
-from numba import carray, njit
+from numba import carray
 
 from adaptive_kv.attention.cpu_loops import (
     ROW_BYTES,
@@ -33,6 +33,7 @@ from adaptive_kv.attention.cpu_loops import (
     score_rows,
     soften,
 )
+from adaptive_kv.attention.jit import jit
 from adaptive_kv.cache.geometry import BLOCK_TOKENS
 
 _HIDDEN = np.float32(-1e30)
@@ -55,14 +56,11 @@ _VERSION = _version()
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile at first use and keep the result on disk, where there is a place for it."""
+    """Compile anew once any of these sources has changed."""
 
     def decorate(function: Callable[..., Any]) -> Any:
         function.__qualname__ += f"_{_VERSION}"  # names the file on disk
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # Numba found no folder it may write to
-            return njit(**options)(function)
+        return jit(**options)(function)
 
     return decorate
 

@@ -6,13 +6,12 @@ for frozen models. docs/decisions/0003-blocked-weights.md has the figures.
 """
 
 from collections import Counter
-from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 _MIN_BYTES = 2**20
-"""Smaller weights stay in the processor's cache, where the plain product is as fast."""
+"""Smaller weights are read by the row, for whoever decodes alone."""
 
 _TYPICAL_ROWS = 64
 """What the blocks are chosen for; measured to be good for 1 to 512 rows."""
@@ -61,13 +60,10 @@ class RowLinear(nn.Module):
 
 def read_by_row(module: nn.Module) -> int:
     """Replace the float32 linear layers that are still plain, in place; returns how many."""
-    num_replaced = 0
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if _is_plain(child) and child.weight.dtype is torch.float32:
-                setattr(parent, name, RowLinear(child))
-                num_replaced += 1
-    return num_replaced
+    found = [each for each in _plain_layers(module) if each[2].weight.dtype is torch.float32]
+    for parent, name, plain in found:
+        setattr(parent, name, RowLinear(plain))
+    return len(found)
 
 
 def block_linears(module: nn.Module) -> int:
@@ -78,26 +74,25 @@ def block_linears(module: nn.Module) -> int:
     """
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return 0
-    modules = list(module.modules())
-    num_users = Counter(id(p) for m in modules for p in m.parameters(recurse=False))
+    num_users = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     num_replaced = 0
-    for parent in modules:
-        for name, child in list(parent.named_children()):
-            if _is_worth_it(child) and num_users[id(child.weight)] == 1:
-                try:
-                    setattr(parent, name, BlockedLinear(child))
-                except RuntimeError:  # a type that this processor has no product for
-                    return num_replaced
-                num_replaced += 1
+    for parent, name, plain in _plain_layers(module):
+        if plain.weight.nbytes >= _MIN_BYTES and num_users[id(plain.weight)] == 1:
+            try:
+                setattr(parent, name, BlockedLinear(plain))
+            except RuntimeError:  # a type that this processor has no product for
+                return num_replaced
+            num_replaced += 1
     return num_replaced
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether nothing is lost if another layer takes its place: hooks would be."""
-    if type(module) is not nn.Linear or module.weight.device.type != "cpu":
-        return False
-    return not (module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001
-
-
-def _is_worth_it(module: nn.Module) -> TypeGuard[nn.Linear]:
-    return _is_plain(module) and module.weight.numel() * module.weight.element_size() >= _MIN_BYTES
+def _plain_layers(module: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
+    """On a CPU: whose child and under which name, where another layer may take their place."""
+    return [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear
+        and child.weight.device.type == "cpu"
+        and not (child._forward_hooks or child._forward_pre_hooks)  # noqa: SLF001 - would be lost
+    ]

@@ -7,21 +7,15 @@ reads small weights at a quarter of what the processor's cache gives.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
+from adaptive_kv.attention.jit import jit
 
 
-def _multiply_row(weight: Any, row: Any, out: Any) -> None:
+@jit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def multiply_row(weight: Any, row: Any, out: Any) -> None:
     """Float32 `weight` `[out, in]` times `row` `[in]`, into `out`."""
     for o in range(weight.shape[0]):
         total = np.float32(0)
         for i in range(weight.shape[1]):
             total += row[i] * weight[o, i]
         out[o] = total
-
-
-try:
-    multiply_row = njit(cache=True, **_OPTIONS)(_multiply_row)
-except RuntimeError:  # Numba found no folder it may write to
-    multiply_row = njit(**_OPTIONS)(_multiply_row)
