@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from decode_contenders import Contender, Ours, Prompts, Stock
 from decode_models import MODELS, Pair, load_pair
 from decode_report import render
 from machine import machine
+from page import DOCS, Report
 from rounds import Turn, ratio, speed, take_turns
+from running import file_parser, publish, write_figures
 
-_ROOT = Path(__file__).parents[1]
-_JSON = _ROOT / "docs" / "benchmarks" / "decode.json"
-_DOC = _ROOT / "docs" / "benchmarks.md"
 _NUM_PROMPT_IDS = 4096  # all models here know as many
 
 
@@ -93,8 +91,9 @@ def _num_equal(ours: Contender, theirs: Contender) -> str:
     return f"{equal} of {len(pairs)}"
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the JSON after every case, then the document."""
+    parser = file_parser(__doc__, "decode", DOCS / "benchmarks.md")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo", "llama-62m"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[128, 1024, 3072])
     parser.add_argument("--sequences", nargs="+", type=int, default=[1, 8])
@@ -102,23 +101,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn-tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=_JSON)
-    parser.add_argument("--document", type=Path, default=_DOC)
-    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
-    return parser.parse_args(arguments)
+    publish(parser.parse_args(arguments), _measure, render)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Measure, write the JSON after every case, then the document."""
-    options = _parse(arguments)
+def _measure(options: argparse.Namespace) -> Report:
     torch.set_num_threads(options.threads)
-    if not options.render_only:
-        _measure(options)
-    report = json.loads(options.output.read_text("utf-8"))
-    options.document.write_text(render(report), "utf-8")
-
-
-def _measure(options: argparse.Namespace) -> None:
     plan = Plan(options.rounds, options.turn_tokens, tuple(options.modes))
     cases: list[dict[str, Any]] = []
     report = {
@@ -133,7 +120,8 @@ def _measure(options: argparse.Namespace) -> None:
             for num_sequences in options.sequences:
                 cases.append(measure_case(pair, context, num_sequences, plan))
                 print(json.dumps(cases[-1]), flush=True)
-                options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+                write_figures(options.output, report)
+    return report
 
 
 if __name__ == "__main__":

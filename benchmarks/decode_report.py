@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from page import times
+
 Case = Mapping[str, Any]
 
 _MODEL_NAMES = {
@@ -68,7 +70,7 @@ def _comparison(cases: Sequence[Case], opponent: str) -> list[str]:
     ]
     for case in cases:
         ratios = [case["ratios"][mode][opponent] for mode in modes]
-        cells = [f"{ratio['wall']:.2f}x ({ratio['cpu']:.2f}x)" for ratio in ratios]
+        cells = map(times, ratios)
         speed = case["speeds"][opponent]["tokens_per_s"]
         name = _MODEL_NAMES[case["model"]]
         lines.append(f"| {name} | {case['context']} | {speed:.0f} | {' | '.join(cells)} |")

@@ -10,18 +10,18 @@ reads the rest in the second; what it expects there is compared with a sequence 
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from machine import machine
 from modes_report import render
+from page import DOCS
+from running import file_parser, publish
 from torch import Tensor
 
 from adaptive_kv.attention.batch import RaggedBatch, Row
@@ -38,7 +38,6 @@ from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.text import PromptEncoder
 from adaptive_kv.policy import CacheMode
 
-_DOCS = Path(__file__).parents[1] / "docs"
 _MODES = (
     "full",
     "int8",
@@ -73,27 +72,16 @@ class Switch:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write the JSON, then the document."""
-    options = _parse(arguments)
-    if not options.render_only:
-        torch.set_num_threads(options.threads)
-        report = _measure([CacheMode(mode) for mode in options.modes], options.rounds)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    report = json.loads(options.output.read_text("utf-8"))
-    options.document.write_text(render(report), "utf-8")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = file_parser(__doc__, "modes", DOCS / "modes.md")
     parser.add_argument("--modes", nargs="+", default=_MODES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=_DOCS / "benchmarks" / "modes.json")
-    parser.add_argument("--document", type=Path, default=_DOCS / "modes.md")
-    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
-    return parser.parse_args(arguments)
+    publish(parser.parse_args(arguments), _measure, render)
 
 
-def _measure(modes: Sequence[CacheMode], num_rounds: int) -> dict[str, Any]:
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(options.threads)
+    modes, num_rounds = [CacheMode(mode) for mode in options.modes], options.rounds
     loaded = load_model(ModelSettings(device="cpu", dtype="float32"))
     ids = _text_ids(loaded)[: _BEFORE_TOKENS + _AFTER_TOKENS]
     reader = _Reader(loaded.model, ids)

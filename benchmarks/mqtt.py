@@ -30,6 +30,7 @@ from typing import Any
 import structlog
 from machine import machine
 from mqtt_report import render
+from running import file_parser, publish
 
 from adaptive_kv.config import MqttSettings
 from adaptive_kv.documents import DocumentMaker, info_document
@@ -39,7 +40,6 @@ from adaptive_kv.events import EventLog, ModeChanged
 from adaptive_kv.mqtt.publisher import Publisher
 from adaptive_kv.policy import CacheMode, Latency, Load, Memory
 
-_FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 _MODES = (CacheMode("full"), CacheMode("int4"))
 _MIB = 2**20
 _MEMORY_LOOKS = 20
@@ -47,28 +47,16 @@ _MEMORY_LOOKS = 20
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write the JSON, then the document."""
-    options = _parse(arguments)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    if not options.render_only:
-        report = _measure(options.seconds, options.per_second)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    report = json.loads(options.output.read_text("utf-8"))
-    options.document.write_text(render(report), "utf-8")
-    print(json.dumps(report))
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = file_parser(__doc__, "mqtt")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--per-second", type=int, default=300)
-    parser.add_argument("--output", type=Path, default=_FOLDER / "mqtt.json")
-    parser.add_argument("--document", type=Path, default=_FOLDER / "mqtt.md")
-    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    print(json.dumps(publish(options, _measure, render)))
 
 
-def _measure(seconds: float, per_second: int) -> dict[str, Any]:
-    rows = {}
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    seconds, per_second, rows = options.seconds, options.per_second, {}
     for name in ("well", "frozen", "away"):
         with tempfile.TemporaryDirectory() as folder, _broker(Path(folder), name) as url:
             rows[name] = _flood(url, seconds, per_second, is_heard=name == "well")

@@ -9,7 +9,6 @@ ask the policy, and ask the guard; it is timed after every step, so that the rea
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from machine import machine
 from policies_report import render
+from running import file_parser, publish
 
 from adaptive_kv.config import load_settings
 from adaptive_kv.engine.loading import LoadedModel, load_model
@@ -30,7 +30,6 @@ from adaptive_kv.engine.mailbox import Request, SamplingParams
 from adaptive_kv.engine.service import Engine, build_engine
 from adaptive_kv.events import EventLog
 
-_FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 _NUM_SEQUENCES, _PROMPT_TOKENS = 8, 256
 _SHIPPED = ("fixed", "ladder", "latency_guard", "forecast", "fair")
 _BODIES = {
@@ -57,40 +56,28 @@ class _Seen:
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write the JSON, then the document."""
-    options = _parse(arguments)
-    if not options.render_only:
-        torch.set_num_threads(options.threads)
-        report = _measure(options.rounds, options.steps)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    report = json.loads(options.output.read_text("utf-8"))
-    options.document.write_text(render(report), "utf-8")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = file_parser(__doc__, "policies")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=_FOLDER / "policies.json")
-    parser.add_argument("--document", type=Path, default=_FOLDER / "policies.md")
-    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
-    return parser.parse_args(arguments)
+    publish(parser.parse_args(arguments), _measure, render)
 
 
-def _measure(num_rounds: int, num_steps: int) -> dict[str, Any]:
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    torch.set_num_threads(options.threads)
     settings = load_settings(default_file=Path("/nonexistent"))
     loaded = load_model(settings.model)
     with tempfile.TemporaryDirectory() as folder:
         policies = {name: name for name in _SHIPPED} | dict(_written(Path(folder)))
         seen = {name: _Seen() for name in policies}
-        for _ in range(num_rounds):
+        for _ in range(options.rounds):
             for name, policy in policies.items():
                 with _serving(loaded, policy) as engine:
-                    _run(engine, num_steps, seen[name])
+                    _run(engine, options.steps, seen[name])
     return {
         "machine": machine(),
-        "num_rounds": num_rounds,
-        "num_steps": num_steps,
+        "num_rounds": options.rounds,
+        "num_steps": options.steps,
         "num_sequences": _NUM_SEQUENCES,
         "prompt_tokens": _PROMPT_TOKENS,
         "ladder": list(settings.cache.ladder),

@@ -9,7 +9,6 @@ a service that works without a pause records it at its default of one a second.
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from machine import machine
+from page import DOCS
 from replay_report import render
+from running import file_parser, publish
 
 from adaptive_kv.loader import load_policy
 from adaptive_kv.replay import Figures, replay
@@ -28,48 +29,35 @@ from adaptive_kv.trace import Trace, read_trace
 from adaptive_kv.trace.copying import write_trace
 from adaptive_kv.trace.moment import Moment
 
-_DOCS = Path(__file__).parents[1] / "docs"
 _POLICIES = ("ladder", "forecast", "fair", "latency_guard")
 _PERIOD_S = 1.0
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write the JSON, then the document."""
-    options = _parse(arguments)
-    if not options.render_only:
-        report = _measure(options.hours, options.rounds)
-        options.output.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    report = json.loads(options.output.read_text("utf-8"))
-    options.document.write_text(render(report), "utf-8")
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = file_parser(__doc__, "replay")
     parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=_DOCS / "benchmarks" / "replay.json")
-    parser.add_argument("--document", type=Path, default=_DOCS / "benchmarks" / "replay.md")
-    parser.add_argument("--render-only", action="store_true", help="the document, from the JSON")
-    return parser.parse_args(arguments)
+    publish(parser.parse_args(arguments), _measure, render)
 
 
-def _measure(hours: float, num_rounds: int) -> dict[str, Any]:
-    traces = {file.name.split(".")[0]: file for file in sorted(_DOCS.glob("traces/*.jsonl.gz"))}
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    traces = {file.name.split(".")[0]: file for file in sorted(DOCS.glob("traces/*.jsonl.gz"))}
     figures = {name: _figures(read_trace(file), _POLICIES) for name, file in traces.items()}
     with tempfile.TemporaryDirectory() as folder:
         day = Path(folder) / "day.jsonl.gz"
         recorded = [read_trace(file) for file in traces.values()]
-        write_trace(day, recorded[0].header, _day(recorded, hours * 3600))
+        write_trace(day, recorded[0].header, _day(recorded, options.hours * 3600))
         seconds: dict[str, list[float]] = {name: [] for name in _POLICIES}
-        for _ in range(num_rounds):
+        for _ in range(options.rounds):
             for name in _POLICIES:
                 began_s = time.perf_counter()
                 found = _figures(read_trace(day), [name])
                 seconds[name].append(time.perf_counter() - began_s)
     return {
         "machine": machine(),
-        "hours": hours,
-        "num_rounds": num_rounds,
+        "hours": options.hours,
+        "num_rounds": options.rounds,
         "day": found["recorded"],
         "day_s": {name: round(statistics.median(each), 2) for name, each in seconds.items()},
         "traces": figures,

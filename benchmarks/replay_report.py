@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from page import table
+
 _BAR_S = 10.0
 _MIB = 2**20
 _ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -46,18 +48,15 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _table(figures: Mapping[str, Any]) -> str:
-    lines = [f"| | {' | '.join(figures)} |", "|---" * (len(figures) + 1) + "|"]
-    for label, cell in _ROWS.items():
-        lines.append(f"| {label} | {' | '.join(cell(each) for each in figures.values())} |")
-    return "\n".join(lines)
+    rows = ([label, *map(cell, figures.values())] for label, cell in _ROWS.items())
+    return table(["", *figures], rows)
 
 
 def _days(seconds: Mapping[str, float]) -> str:
-    lines = ["| policy | seconds |", "|---|---|"]
-    lines += [f"| {name} | {each:.1f} |" for name, each in seconds.items()]
+    rows = ([name, f"{each:.1f}"] for name, each in seconds.items())
     slow = [name for name, each in seconds.items() if each > _BAR_S]
     end = f"not met by: {', '.join(slow)}." if slow else "met by every policy."
-    return "\n".join(lines) + f"\n\nThe bar, {_BAR_S:g} s, is {end}"
+    return table(["policy", "seconds"], rows) + f"\n\nThe bar, {_BAR_S:g} s, is {end}"
 
 
 def _number(number: int | None) -> str:

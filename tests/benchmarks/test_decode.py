@@ -1,26 +1,19 @@
 """The benchmark runs, and its document says what its figures say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-_ROOT = Path(__file__).parents[2]
-
-
-def _run(*arguments: str) -> None:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "decode.py"), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
+from measuring import ROOT, run_benchmark
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a tiny run writes."""
     output = tmp_path_factory.mktemp("decode") / "decode.json"
-    _run(
+    run_benchmark(
+        "decode",
         *("--models", "tiny", "--contexts", "48", "--sequences", "1", "2"),
         *("--modes", "full", "int4", "--rounds", "2", "--turn-tokens", "3"),
         *("--output", str(output), "--document", str(output.with_suffix(".md"))),
@@ -52,6 +45,6 @@ def test_speeds_are_positive_and_rounds_are_told(report: dict[str, Any]) -> None
 
 
 def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
-    _run("--render-only", "--document", str(tmp_path / "benchmarks.md"))
-    published = _ROOT / "docs" / "benchmarks.md"
+    run_benchmark("decode", "--render-only", "--document", str(tmp_path / "benchmarks.md"))
+    published = ROOT / "docs" / "benchmarks.md"
     assert (tmp_path / "benchmarks.md").read_text("utf-8") == published.read_text("utf-8")

@@ -1,26 +1,19 @@
 """The page about modes says what its figures say, and its figures are what is measured today."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import ROOT, run_benchmark
 
-_ROOT = Path(__file__).parents[2]
 _MODES = ("full", "int4", "window:512+int4", "disabled")
 Report = dict[str, Any]
 
 
-def _run(*arguments: str) -> None:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "modes.py"), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def published() -> Report:
-    found: Report = json.loads((_ROOT / "docs" / "benchmarks" / "modes.json").read_text("utf-8"))
+    found: Report = json.loads((ROOT / "docs" / "benchmarks" / "modes.json").read_text("utf-8"))
     return found
 
 
@@ -30,7 +23,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     output = tmp_path_factory.mktemp("modes") / "modes.json"
     document = output.with_suffix(".md")
     flags = ("--rounds", "1", "--output", str(output), "--document", str(document))
-    _run("--modes", *_MODES, *flags)
+    run_benchmark("modes", "--modes", *_MODES, *flags)
     found: Report = json.loads(output.read_text("utf-8"))
     return found
 
@@ -40,8 +33,8 @@ def _by_pair(report: Report) -> dict[tuple[str, str], Report]:
 
 
 def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
-    _run("--render-only", "--document", str(tmp_path / "modes.md"))
-    page = _ROOT / "docs" / "modes.md"
+    run_benchmark("modes", "--render-only", "--document", str(tmp_path / "modes.md"))
+    page = ROOT / "docs" / "modes.md"
     assert (tmp_path / "modes.md").read_text("utf-8") == page.read_text("utf-8")
 
 

@@ -1,20 +1,12 @@
 """The benchmark of publishing measures every broker, and its document says what its figures say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broker import mosquitto
-
-_ROOT = Path(__file__).parents[2]
-
-
-def _run(*arguments: str) -> str:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "mqtt.py"), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+from measuring import ROOT, run_benchmark
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +16,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("mqtt") / "mqtt.json"
     document = output.with_suffix(".md")
     quick = ("--seconds", "0.5", "--per-second", "3000")
-    printed = _run(*quick, "--output", str(output), "--document", str(document))
+    printed = run_benchmark("mqtt", *quick, "--output", str(output), "--document", str(document))
     found: dict[str, Any] = json.loads(output.read_text("utf-8"))
     assert json.loads(printed) == found
     return found
@@ -51,6 +43,6 @@ def test_enqueuing_is_measured(report: dict[str, Any]) -> None:
 
 
 def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
-    _run("--render-only", "--document", str(tmp_path / "mqtt.md"))
-    published = _ROOT / "docs" / "benchmarks" / "mqtt.md"
+    run_benchmark("mqtt", "--render-only", "--document", str(tmp_path / "mqtt.md"))
+    published = ROOT / "docs" / "benchmarks" / "mqtt.md"
     assert (tmp_path / "mqtt.md").read_text("utf-8") == published.read_text("utf-8")

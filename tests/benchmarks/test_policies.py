@@ -1,14 +1,12 @@
 """The benchmark of policies measures all of them, and its document says what its figures say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import ROOT, run_benchmark
 
-_ROOT = Path(__file__).parents[2]
 _SHIPPED = {"fixed", "ladder", "latency_guard", "forecast", "fair"}
 _IN_A_CHILD = {
     "well", "raises", "spins", "sleeps", "answers NaN", "unknown mode", "flaps", "eats memory",
@@ -16,17 +14,13 @@ _IN_A_CHILD = {
 }  # fmt: skip
 
 
-def _run(*arguments: str) -> None:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "policies.py"), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a tiny run writes."""
     output = tmp_path_factory.mktemp("policies") / "policies.json"
     document = output.with_suffix(".md")
-    _run("--rounds", "1", "--steps", "6", "--output", str(output), "--document", str(document))
+    files = ("--output", str(output), "--document", str(document))
+    run_benchmark("policies", "--rounds", "1", "--steps", "6", *files)
     found: dict[str, Any] = json.loads(output.read_text("utf-8"))
     return found
 
@@ -45,6 +39,6 @@ def test_consulting_is_measured_at_work(report: dict[str, Any]) -> None:
 
 
 def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
-    _run("--render-only", "--document", str(tmp_path / "policies.md"))
-    published = _ROOT / "docs" / "benchmarks" / "policies.md"
+    run_benchmark("policies", "--render-only", "--document", str(tmp_path / "policies.md"))
+    published = ROOT / "docs" / "benchmarks" / "policies.md"
     assert (tmp_path / "policies.md").read_text("utf-8") == published.read_text("utf-8")

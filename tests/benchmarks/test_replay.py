@@ -1,20 +1,13 @@
 """The benchmark of replays makes a day of the traces; its document says what its figures say."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import ROOT, run_benchmark
 
-_ROOT = Path(__file__).parents[2]
 _POLICIES = {"ladder", "forecast", "fair", "latency_guard"}
-
-
-def _run(*arguments: str) -> None:
-    command = [sys.executable, str(_ROOT / "benchmarks" / "replay.py"), *arguments]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +15,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a day of twelve minutes gives."""
     output = tmp_path_factory.mktemp("replay") / "replay.json"
     document = output.with_suffix(".md")
-    _run("--hours", "0.2", "--rounds", "1", "--output", str(output), "--document", str(document))
+    files = ("--output", str(output), "--document", str(document))
+    run_benchmark("replay", "--hours", "0.2", "--rounds", "1", *files)
     found: dict[str, Any] = json.loads(output.read_text("utf-8"))
     return found
 
@@ -42,6 +36,6 @@ def test_every_policy_replays_every_trace_and_the_day(report: dict[str, Any]) ->
 
 
 def test_the_document_is_made_of_the_published_figures(tmp_path: Path) -> None:
-    _run("--render-only", "--document", str(tmp_path / "replay.md"))
-    published = _ROOT / "docs" / "benchmarks" / "replay.md"
+    run_benchmark("replay", "--render-only", "--document", str(tmp_path / "replay.md"))
+    published = ROOT / "docs" / "benchmarks" / "replay.md"
     assert (tmp_path / "replay.md").read_text("utf-8") == published.read_text("utf-8")

@@ -1,16 +1,13 @@
 """Every benchmark with a page runs and measures everyone; tests of its page are beside this."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
+from measuring import run_benchmark
 
-_ROOT = Path(__file__).parents[2]
 _MODES = {"full", "int8", "int4"}
 _EARLIER = {
     "prompt_tokens": 1,
@@ -25,12 +22,6 @@ Case = dict[str, Any]
 Run = Callable[[str], dict[str, Case]]
 
 
-def _run(name: str, *arguments: str) -> None:
-    command = [sys.executable, str(_ROOT / "benchmarks" / f"{name}.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The cases of a tiny run, by name. That of the curve finds cases of an earlier one."""
@@ -41,7 +32,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Run:
         document = output.with_suffix(".md")
         old = [_EARLIER | {"name": each} for each in ("earlier", "ours")]
         output.write_text(json.dumps({"cases": old if name == "curve" else []}))
-        _run(name, "--quick", "--keep", "--output", str(output), "--document", str(document))
+        files = ("--output", str(output), "--document", str(document))
+        run_benchmark(name, "--quick", "--keep", *files)
         cases = json.loads(output.read_text("utf-8"))["cases"]
         return {case["name"]: case for case in cases}
 
