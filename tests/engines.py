@@ -385,6 +385,17 @@ def check_holders(held: Sequence[tuple[SequenceCache, Page]]) -> None:
             assert all(each in holders for each in page.block.pages)
 
 
+def check_rest(stand: Stand, request_id: str, num_steps: int) -> None:
+    """Down and up again: healing begins after so many steps of rest, and no sooner."""
+    stand.pin("int4")
+    stand.step(2)
+    stand.pin("full")
+    stand.step(num_steps - 1)
+    assert stand.sequence(request_id).shadow is None
+    stand.step(3)
+    assert stand.sequence(request_id).shadow is not None
+
+
 def check_empty(stand: Stand) -> None:
     """What must hold once everyone has ended: what is held is retained, and goes when asked for."""
     check(stand)

@@ -94,12 +94,7 @@ class DecodeRows:
         values: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of layer `place` of the group, into the rows' places in `out`.
-
-        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
-        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
-        The rows' keys and values are also written into the pages reserved for them.
-        """
+        """As `kernels.Rows.attend`, of rows that decode."""
         # Models make these token by token: seen that way they are contiguous, no copy is made.
         q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
         q32, k32, v32, out32 = (x.float() for x in (q, k, v, out))

@@ -95,12 +95,7 @@ class DecodeRows:
         values: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of layer `place` of the group, into the rows' places in `out`.
-
-        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
-        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
-        The rows' keys and values are also written into the pages reserved for them.
-        """
+        """As `kernels.Rows.attend`, of rows that decode."""
         given = _rows_of(queries, keys, values)
         num_rows, num_heads, dim = len(self.tables), queries.shape[0], values.shape[-1]
         parts = (num_rows, self.num_splits, num_heads)
@@ -142,7 +137,7 @@ class ChunkRows:
         values: Tensor,
         out: Tensor,
     ) -> None:
-        """As `DecodeRows.attend`, but nothing is written into pages."""
+        """As `kernels.Rows.attend`; nothing is written into pages."""
         given = _rows_of(queries, keys, values)
         group, num_heads = self.pages.group, queries.shape[0]
         options = chunk_options(group, num_heads, self.sent, call)

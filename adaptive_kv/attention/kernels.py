@@ -26,7 +26,11 @@ class Rows(Protocol):
         values: Tensor,
         out: Tensor,
     ) -> None:
-        """Attention of layer `place` of the group, into the rows' places in `out`."""
+        """Attention of layer `place` of the group, into the rows' places in `out`.
+
+        `queries` `[query_heads, tokens, key_dim]`, `keys` and `values` `[kv_heads, tokens, dim]`,
+        `out` `[tokens, query_heads, value_dim]`: of the whole packed batch, in the group's type.
+        """
         ...
 
 

@@ -38,14 +38,16 @@ def test_every_unit_is_done_once(num_helpers: int, num_units: int) -> None:
 
 def test_helpers_do_share() -> None:
     """A unit that nobody finishes alone: both threads must be inside at once."""
-    crew, both = Crew(1), threading.Barrier(2)
+    crew, both, names = Crew(1), threading.Barrier(2), set()
 
     def work(turns: Turns) -> None:
         while _take(turns) < 2:
             both.wait(60)
+            names.add(threading.current_thread().name)
             _finish(turns)
 
     crew.run(work, 2)
+    assert names == {threading.current_thread().name, "attention-0"}
 
 
 def test_a_helper_that_is_elsewhere_is_not_waited_for() -> None:

@@ -15,6 +15,7 @@ from engines import (
     Stand,
     check,
     check_empty,
+    check_rest,
     faulty_attention,
     make_stand,
     wanted,
@@ -219,13 +220,7 @@ def test_it_begins_no_sooner_than_the_dwell_time_after_a_change_of_mode() -> Non
     stand = make_stand(server=_ROOMY, policy={"min_dwell_s": 10 * STEP_S})
     id_ = stand.post(prompt(100), _NUM_NEW)
     stand.step(2)
-    stand.pin("int4")
-    stand.step(2)
-    stand.pin("full")
-    stand.step(9)
-    assert stand.sequence(id_).shadow is None
-    stand.step(3)
-    assert stand.sequence(id_).shadow is not None
+    check_rest(stand, id_, 10)
 
 
 def test_it_pauses_while_another_prompt_is_prefilled() -> None:

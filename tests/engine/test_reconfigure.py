@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engines import MIB, STEP_S, Stand, check_empty, is_as_wanted, make_stand
+from engines import MIB, STEP_S, Stand, check_empty, check_rest, is_as_wanted, make_stand
 from models import prompt
 
 from adaptive_kv.engine.mailbox import Reconfigure
@@ -68,10 +68,4 @@ def test_healing_keeps_to_the_new_dwell_time() -> None:
     id_ = stand.post(prompt(100), 300)
     stand.step(2)
     reconfigure(stand, lambda _: None, "full", "int4", min_dwell_s=10 * STEP_S)
-    stand.pin("int4")
-    stand.step(2)
-    stand.pin("full")
-    stand.step(9)
-    assert stand.sequence(id_).shadow is None
-    stand.step(3)
-    assert stand.sequence(id_).shadow is not None
+    check_rest(stand, id_, 10)
