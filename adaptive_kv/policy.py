@@ -5,7 +5,7 @@ a policy and its tests run where no model and no GPU is.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -167,7 +167,8 @@ class Reading:
     ladder: tuple[CacheMode, ...]
     costs: Mapping[CacheMode, Cost]
     """For every mode of the ladder and the present one; look up with a plain string."""
-    sequences: tuple[SequenceInfo, ...] = ()
+    sequences: Sequence[SequenceInfo] = ()
+    """Those that run; immutable."""
 
     @property
     def pressure(self) -> float:

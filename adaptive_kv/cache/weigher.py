@@ -36,10 +36,15 @@ class Weigher:
             self._by_mode[mode] = groups
         total = 0
         for group, gaps in zip(groups, zip(*gap_stops, strict=True), strict=False):
-            remembered = group.ungapped.remembered
+            ungapped = group.ungapped
+            remembered, start = ungapped.remembered, ungapped.regular_from
             for num_tokens, gap_stop in zip(lengths, gaps, strict=True):
-                known = None if gap_stop else remembered.get(num_tokens)
-                total += group.bytes(num_tokens, gap_stop) if known is None else known
+                num_blocks = 0 if num_tokens < start else (num_tokens - start) // BLOCK_TOKENS
+                known = None if gap_stop else remembered.get(num_tokens - num_blocks * BLOCK_TOKENS)
+                if known is None:
+                    total += group.bytes(num_tokens, gap_stop)
+                else:
+                    total += known + num_blocks * ungapped.block_bytes
         return total
 
 
@@ -74,14 +79,14 @@ class _Memory:
     def __init__(self, mode: CacheMode, group: LayerGroup, keep: Keep) -> None:
         self._what = mode, group, keep
         self.remembered: dict[int, int] = {}
-        self._regular_from = start = regular_from(mode, (group,), keep)
-        self._block_bytes = self.bytes(start + BLOCK_TOKENS - 1) - self.bytes(start - 1)
+        self.regular_from = start = regular_from(mode, (group,), keep)
+        self.block_bytes = self.bytes(start + BLOCK_TOKENS - 1) - self.bytes(start - 1)
 
     def bytes(self, num_tokens: int) -> int:
-        num_blocks = max(0, (num_tokens - self._regular_from) // BLOCK_TOKENS)
+        num_blocks = max(0, (num_tokens - self.regular_from) // BLOCK_TOKENS)
         folded = num_tokens - num_blocks * BLOCK_TOKENS
         num_bytes = self.remembered.get(folded)
         if num_bytes is None:
             mode, group, keep = self._what
             num_bytes = self.remembered[folded] = page_bytes(mode, folded, group, keep)
-        return num_bytes + num_blocks * self._block_bytes if num_blocks else num_bytes
+        return num_bytes + num_blocks * self.block_bytes if num_blocks else num_bytes

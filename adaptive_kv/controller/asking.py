@@ -54,6 +54,8 @@ class Asker:
 
     _standing: Decision | None
     """The last good answer of a `LatePolicy`."""
+    _remade: tuple[object, Decision | None]
+    """The last answer, and what was made of it."""
 
     def __init__(
         self,
@@ -114,6 +116,7 @@ class Asker:
         self._late = policy if isinstance(policy, LatePolicy) else None
         self._policy: Policy = self._fallback if isinstance(policy, LatePolicy) else policy
         self._standing = None
+        self._remade = None, None
         self._flaps = Flaps()
         self._num_in_a_row = 0
 
@@ -134,12 +137,15 @@ class Asker:
         if answer is None:
             return None
         try:
-            decision = self._remade(answer)
+            decision = self._made_anew(answer)
         except Exception as error:  # noqa: BLE001 - an answer may hold anything
             return Fault(_told(error))
         return Fault("wants two things in turns") if self._flaps.note(decision) else decision
 
-    def _remade(self, answer: object) -> Decision:
+    def _made_anew(self, answer: object) -> Decision:
+        last, decision = self._remade
+        if answer is last and decision is not None:
+            return decision
         if not isinstance(answer, Decision):
             raise TypeError(f"answered a {type(answer).__name__}, not a Decision or None")
         if not isinstance(answer.admit, bool) or not isinstance(answer.reason, str):
@@ -148,6 +154,7 @@ class Asker:
         for mode in {decision.mode, *decision.sequences.values()}:
             if not self._supports(CacheMode(mode)):
                 raise ValueError(f"answered {mode}, which this model does not support")
+        self._remade = answer, decision
         return decision
 
     def _noted(self, answer: Decision | Fault | None) -> Decision | Fault | None:

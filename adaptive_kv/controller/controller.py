@@ -1,10 +1,11 @@
 """Turns readings into orders: the policy proposes, the guard disposes."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 from adaptive_kv.controller.asking import AnyPolicy, Asker
 from adaptive_kv.controller.dwell import Dwell
@@ -12,6 +13,7 @@ from adaptive_kv.controller.guard import OBJECTIONS, Guard
 from adaptive_kv.controller.rungs import Rungs
 from adaptive_kv.events import Event
 from adaptive_kv.policy import CacheMode, Decision, Policy, Reading, SequenceInfo
+from adaptive_kv.tables import who
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,14 @@ class _Ordered:
 
     mode: CacheMode
     since_s: float
+
+
+class _Wish(NamedTuple):
+    """What is wanted of whom."""
+
+    who: tuple[Hashable, ...]
+    mode: str
+    sequences: Mapping[str, str]
 
 
 class Controller:
@@ -88,6 +98,7 @@ class Controller:
         self._code = "start"
         self._standing_reason, self._standing_code = self._wanted.reason, self._code
         self._pinned: CacheMode | None = None
+        self._fulfilled: _Wish | None = None
         self._order({})
 
     @property
@@ -155,6 +166,7 @@ class Controller:
         """
         if ladder is not None:
             self._rungs = self._make_rungs(ladder)
+            self._fulfilled = None
         if min_dwell_s is not None:
             self._dwell.set_min(min_dwell_s)
         self._asker.reload(policy, name, deadline_s)
@@ -198,12 +210,14 @@ class Controller:
             self._mode_since_s = reading.time_s
         if self._pinned is None:
             self._ask(reading)
-        if self._is_as_wanted(reading):
+        wish = _Wish(who(reading.sequences), self._wanted.mode, self._wanted.sequences)
+        if wish == self._fulfilled:  # as in most steps
             return self._orders(reading, None)
         guard = Guard(reading, self._rungs, self._dwell, self._max_age_s, self.is_pinned)
         mode, objection = self._nearest(CacheMode(self._wanted.mode), reading, guard)
         self._move(mode, reading)
-        self._order_sequences(reading, guard)
+        has_all = self._order_sequences(reading, guard)
+        self._fulfilled = wish if has_all and objection is None else None
         return self._orders(reading, objection)
 
     def step_down(self, reading: Reading) -> Orders | None:
@@ -258,22 +272,12 @@ class Controller:
                 return rung, objection
         return self._mode, objection
 
-    def _is_as_wanted(self, reading: Reading) -> bool:
-        """Whether everybody who may have any mode is ordered what is wanted, as in most steps."""
-        mode, own, ordered = self._mode, self._wanted.sequences, self._ordered
-        if mode != self._wanted.mode or len(ordered) != len(reading.sequences):
-            return False
-        for sequence in reading.sequences:
-            last = ordered.get(sequence.id)
-            if last is None or sequence.allow is not None:
-                return False
-            if last.mode != own.get(sequence.id, mode):
-                return False
-        return True
+    def _order_sequences(self, reading: Reading, guard: Guard) -> bool:
+        """Order every sequence the mode of the service or its own, as far as the guard permits.
 
-    def _order_sequences(self, reading: Reading, guard: Guard) -> None:
-        """Order every sequence the mode of the service or its own, as far as the guard permits."""
-        own = self._wanted.sequences
+        Whether it permits it to all of them.
+        """
+        own, has_all = self._wanted.sequences, True
         ordered: dict[str, _Ordered] = {}
         for sequence in sorted(reading.sequences, key=lambda s: s.id in own):
             last = self._last(sequence)
@@ -286,11 +290,14 @@ class Controller:
                 may_stay and not guard.take(target, last.mode, sequence, last.since_s)
             ):
                 ordered[sequence.id] = last
+                has_all &= target == last.mode
             else:
                 ordered[sequence.id] = _Ordered(target, reading.time_s)
         self._order(ordered)
+        return has_all
 
     def _order(self, ordered: dict[str, _Ordered]) -> None:
+        self._fulfilled = None
         self._ordered = ordered
         self._modes = MappingProxyType({id_: last.mode for id_, last in ordered.items()})
 

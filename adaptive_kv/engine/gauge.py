@@ -1,6 +1,5 @@
 """Builds the reading: one immutable snapshot of memory, latency, load and costs."""
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -8,17 +7,18 @@ from adaptive_kv.cache import costs
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.weigher import Weigher
 from adaptive_kv.controller import Controller
-from adaptive_kv.engine.cost_table import CostTable
 from adaptive_kv.engine.meter import Meter
 from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.prices import Prices
 from adaptive_kv.engine.scheduler import Scheduler
+from adaptive_kv.engine.seen import Seen
 from adaptive_kv.engine.sequence import Sequence
 from adaptive_kv.engine.speed import Speed
 from adaptive_kv.policy import CacheMode, Load, Memory, Reading
 from adaptive_kv.sensors.base import MemorySample
 from adaptive_kv.sensors.poller import SensorPoller
 from adaptive_kv.sensors.trend import seconds_to_floor
+from adaptive_kv.tables import CostTable, SequenceTable
 
 _FULL = CacheMode("full")
 
@@ -63,7 +63,7 @@ class Gauge:
     def read(self, now_s: float, step: int, controller: Controller) -> Reading:
         """The reading of this moment."""
         memory = self._memory_without_idle(now_s)
-        running = self._scheduler.running
+        seen = Seen(self._scheduler.running)
         return Reading(
             time_s=now_s,
             step=step,
@@ -75,8 +75,8 @@ class Gauge:
             mode=controller.mode,
             mode_age_s=max(0.0, now_s - controller.mode_since_s),
             ladder=controller.ladder,
-            costs=self.costs(_modes(controller), running),
-            sequences=tuple(sequence.info() for sequence in running),
+            costs=CostTable(_modes(controller), self._prices(seen).cost),
+            sequences=SequenceTable(seen.requests, seen.infos),
         )
 
     def set_floor(self, floor_bytes: int) -> None:
@@ -123,19 +123,15 @@ class Gauge:
             tokens_per_s=self._meter.tokens_per_s(now_s),
         )
 
-    def costs(self, modes: Iterable[CacheMode], sequences: Seq[Sequence]) -> CostTable:
-        """What each mode would cost for these sequences as they are now."""
-        prices = Prices(
-            [len(sequence.tokens) for sequence in sequences],
-            [sequence.cache.gap_stops for sequence in sequences],
-            self._scheduler.common_mode,
+    def _prices(self, seen: Seen) -> Prices:
+        return Prices(
+            seen,
             weigher=self._weigher,
             workspace_bytes=self.workspace_bytes,
             speed=self._speed,
             seen_s=self._meter.token_s_by_mode(),
             sinks=self._store.keep.sinks,
         )
-        return CostTable(modes, prices.cost)
 
     def _seconds_to_floor(self) -> float | None:
         """The trend of free memory, computed once per sample: there are many steps between two.
@@ -202,7 +198,6 @@ class Gauge:
         return num_tokens
 
 
-def _modes(controller: Controller) -> set[CacheMode]:
+def _modes(controller: Controller) -> tuple[CacheMode, ...]:
     """The modes whose costs a policy or the guard may ask for."""
-    pinned = set() if controller.pinned is None else {controller.pinned}
-    return {*controller.ladder, controller.mode, *pinned}
+    return (*controller.ladder, controller.mode, controller.pinned or controller.mode)

@@ -18,11 +18,6 @@ class _Newest:
         self._values: deque[float] = deque()
         self._sorted: list[float] = []
 
-    @property
-    def last(self) -> float | None:
-        """The newest one; None before the first."""
-        return self._values[-1] if self._values else None
-
     def add(self, value: float) -> None:
         """Take one more; the oldest goes."""
         if len(self._values) == self._max_num:
@@ -48,6 +43,7 @@ class Meter:
         self._typical_s: Mapping[CacheMode, float] = {}
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
+        self._latency = Latency(token_s=None, p50_s=None, p95_s=None)
 
     def add_step(
         self,
@@ -63,7 +59,11 @@ class Meter:
         """
         if not decoded:
             return
-        self._token_s.add(duration_s)
+        newest = self._token_s
+        newest.add(duration_s)
+        self._latency = Latency(
+            token_s=duration_s, p50_s=newest.quantile(0.5), p95_s=newest.quantile(0.95)
+        )
         num_tokens = sum(decoded.values())
         self._finished.append((now_s, num_tokens))
         self._num_finished += num_tokens
@@ -75,11 +75,7 @@ class Meter:
 
     def latency(self) -> Latency:
         """Seconds per token over the last steps."""
-        newest = self._token_s
-        if newest.last is None:
-            return Latency(token_s=None, p50_s=None, p95_s=None)
-        p50_s, p95_s = newest.quantile(0.5), newest.quantile(0.95)
-        return Latency(token_s=newest.last, p50_s=p50_s, p95_s=p95_s)
+        return self._latency
 
     def token_s_by_mode(self) -> Mapping[CacheMode, float]:
         """Seconds per token last seen in each mode that was used; never changes afterwards."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.sequence import Sequence, State
-from adaptive_kv.policy import CacheMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +46,6 @@ class Scheduler:
     def is_idle(self) -> bool:
         """Whether nothing runs and nothing waits."""
         return not self.running and not self.waiting
-
-    @property
-    def common_mode(self) -> CacheMode | None:
-        """The mode of all running sequences; None where they differ or none runs."""
-        modes = {sequence.mode for sequence in self.running}
-        return modes.pop() if len(modes) == 1 else None
 
     @property
     def everyone(self) -> list[Sequence]:

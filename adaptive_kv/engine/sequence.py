@@ -9,7 +9,7 @@ from adaptive_kv.engine.mailbox import Request, Usage
 from adaptive_kv.engine.sampling import SamplingState
 from adaptive_kv.engine.status import SequenceStatus
 from adaptive_kv.engine.text import TextStream
-from adaptive_kv.policy import CacheMode, SequenceInfo
+from adaptive_kv.policy import CacheMode
 
 
 class State(StrEnum):
@@ -112,19 +112,6 @@ class Sequence:
         if self.shadow is not None:
             self.shadow.drop()
             self.shadow = None
-
-    def info(self) -> SequenceInfo:
-        """What a policy is shown."""
-        request, cache, num_tokens = self.request, self.cache, len(self.tokens)
-        return SequenceInfo(
-            id=request.id,
-            num_tokens=num_tokens,
-            mode=cache.mode,
-            cache_bytes=cache.used_bytes,
-            priority=request.priority,
-            allow=request.allow,
-            exact=cache.is_exact_up_to(num_tokens),
-        )
 
     def status(self) -> SequenceStatus:
         """What publishers show."""

@@ -5,12 +5,12 @@ simulated modes weigh. The policy sees one minus the other, and its trend.
 """
 
 from adaptive_kv.controller import Controller, Orders
-from adaptive_kv.engine.cost_table import CostTable
 from adaptive_kv.policy import CacheMode, Cost, Load, Memory, Policy, Reading
 from adaptive_kv.replay.course import Course
 from adaptive_kv.replay.crowd import Crowd, Live
 from adaptive_kv.replay.figures import Figures, Ledger
 from adaptive_kv.replay.trend import Trend
+from adaptive_kv.tables import CostTable
 from adaptive_kv.trace import Header, Moment
 
 _NOTHING = Cost(bytes=0)

@@ -1,5 +1,7 @@
 """Sequence by sequence: the longest of the lowest priority pay first, and no more than needed."""
 
+from functools import cache, lru_cache
+
 from adaptive_kv import CacheMode, Decision, Reading
 from adaptive_kv.policy import SequenceInfo
 
@@ -21,21 +23,28 @@ class Fair:
         self._tight, self._roomy = tight, roomy
 
     def __call__(self, now: Reading) -> Decision:
-        """Decide for every sequence; new ones start at the top."""
+        """The top of the ladder for all, but for those that pay."""
         most = _payments(now, self._roomy)
-        least = _payments(now, self._tight) if most else most
-        modes = {s.id: _kept(now, s, least, most) for s in now.sequences}
+        if not most:
+            return _nobody_pays(now.ladder[0])
+        least = _payments(now, self._tight)
+        modes = {s.id: _kept(now, s, least, most) for s in now.sequences if s.id in most}
         num_paying = sum(mode != now.ladder[0] for mode in modes.values())
-        return Decision(now.ladder[0], f"{num_paying} of {len(modes)} sequences pay", modes)
+        return Decision(now.ladder[0], f"{num_paying} of {len(now.sequences)} pay", modes)
+
+
+@lru_cache(maxsize=1)
+def _nobody_pays(top: CacheMode) -> Decision:
+    return Decision(top, "nobody has to pay")
 
 
 def _payments(now: Reading, free_share: float) -> dict[str, CacheMode]:
     """Who pays with which mode, were `free_share` of what lies above the floor to be free."""
     num_tokens = max(1, sum(s.num_tokens for s in now.sequences))
+    all_bytes = cache(lambda mode: now.costs[mode].bytes if mode in now.costs else 0)
 
     def weight(sequence: SequenceInfo, mode: CacheMode) -> float:
-        known_bytes = now.costs[mode].bytes if mode in now.costs else 0
-        return known_bytes * sequence.num_tokens / num_tokens
+        return all_bytes(mode) * sequence.num_tokens / num_tokens
 
     short_bytes = sum(weight(s, _own_top(now, s)) - s.cache_bytes for s in now.sequences)
     short_bytes += int(free_share * (now.memory.total_bytes - now.memory.floor_bytes))
@@ -52,6 +61,8 @@ def _payments(now: Reading, free_share: float) -> dict[str, CacheMode]:
 
 def _own_top(now: Reading, sequence: SequenceInfo) -> CacheMode:
     """The highest mode that a sequence's request permits."""
+    if sequence.allow is None:
+        return now.ladder[0]
     return next(filter(sequence.permits, now.ladder), sequence.mode)
 
 
@@ -71,8 +82,6 @@ def _kept(
     now: Reading, s: SequenceInfo, least: dict[str, CacheMode], most: dict[str, CacheMode]
 ) -> CacheMode:
     """Its mode where that lies between what must be paid and what may be asked for."""
-    if s.id not in most:
-        return _own_top(now, s)
     order = [*now.ladder, s.mode]
     high, low = order.index(least.get(s.id, _own_top(now, s))), order.index(most[s.id])
     return order[max(high, min(low, order.index(s.mode)))]

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,6 +85,8 @@ class Guarded(RuleBasedStateMachine):
         self.policy = Hostile()
         self.events: list[Event] = []
         self.controller = make_controller(self.policy, self.events.append, self.policy.timer)
+        self.twin = make_controller(self.policy, timer=self.policy.timer)
+        """Remembers not whether all have what is wanted, and orders the same."""
         self.time_s = 100.0
         self.changed_s: float | None = None
         self.free_to_move = False
@@ -117,7 +119,7 @@ class Guarded(RuleBasedStateMachine):
 
     @rule(mode=any_mode)
     def pin(self, mode: CacheMode) -> None:
-        assert self.controller.pin(mode)
+        assert self.controller.pin(mode) == self.twin.pin(mode) is True
         self.free_to_move = True
         self.sequence_changed_s.clear()
         self.ordered.clear()
@@ -132,6 +134,7 @@ class Guarded(RuleBasedStateMachine):
     @rule()
     def unpin(self) -> None:
         self.controller.unpin()
+        self.twin.unpin()
         assert not self.controller.is_pinned
 
     @rule(answer=answers, took_s=st.sampled_from([0.0, 0.0, 0.2]), table=costs, data=st.data())
@@ -139,17 +142,23 @@ class Guarded(RuleBasedStateMachine):
         self, answer: object, took_s: float, table: dict[CacheMode, Cost], data: st.DataObject
     ) -> None:
         self.policy.answer, self.policy.took_s = answer, took_s
-        reading, before = self.reading(table, data), self.controller.mode
-        orders = self.controller.decide(reading)
-        self.check_orders(orders, reading)
-        self.check_change(before, orders.mode, reading)
-        self.check_sequences(orders, reading)
-        self.note(before, orders)
+        first = self.reading(table, data)
+        memory = replace(first.memory, free_bytes=data.draw(st.integers(0, 2000)))
+        for reading in (first, replace(first, memory=memory)):
+            before = self.controller.mode
+            orders = self.controller.decide(reading)
+            self.twin._fulfilled = None
+            assert self.twin.decide(reading) == orders
+            self.check_orders(orders, reading)
+            self.check_change(before, orders.mode, reading)
+            self.check_sequences(orders, reading)
+            self.note(before, orders)
 
     @rule(table=costs, data=st.data())
     def run_out(self, table: dict[CacheMode, Cost], data: st.DataObject) -> None:
         reading, before = self.reading(table, data), self.controller.mode
         orders = self.controller.step_down(reading)
+        assert self.twin.step_down(reading) == orders
         if orders is None:
             assert self.controller.mode == before
             return

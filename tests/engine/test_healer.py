@@ -138,7 +138,7 @@ def test_exact_turns_true_for_what_follows_and_stays_false_of_the_whole(mode: st
     for _ in range(30):
         stand.step()
         (shown,) = stand.status.sequences
-        assert shown.exact == sequence.info().exact == bool(stand.of_type(Healed))
+        assert shown.exact == sequence.is_exact == bool(stand.of_type(Healed))
         told.append(shown.exact)
     assert set(told) == {False, True}
     stand.run()
@@ -186,7 +186,7 @@ def test_who_was_parked_is_exact_again_without_it() -> None:
     stand, sequence = _went_through("int4")
     stand.engine.worker._rescue.park_last(0)
     stand.step(3)
-    assert sequence.info().exact
+    assert sequence.is_exact
     stand.run()
     assert not stand.of_type(Healed)
     assert not stand.finished(sequence.id).usage.exact

@@ -58,7 +58,7 @@ def exact_again(stand: Stand) -> list[Promise]:
     return [
         Promise(s, tuple(s.tokens), _num_exact(s))
         for s in stand.scheduler.everyone
-        if s.info().exact and not s.usage().exact
+        if s.is_exact and not s.usage().exact
     ]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from traces import growing, make_header, make_orders, record
 
-from adaptive_kv.engine.cost_table import CostTable
 from adaptive_kv.errors import TraceError
 from adaptive_kv.policy import CacheMode, Cost
+from adaptive_kv.tables import CostTable
 from adaptive_kv.testing import make_reading, make_sequence
 from adaptive_kv.trace import Recorder, read_trace
 from adaptive_kv.trace.segments import Segments
