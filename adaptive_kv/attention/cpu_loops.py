@@ -325,12 +325,7 @@ def fetch_line(typing_context: Any, address: Any) -> Any:
     """Ask for the cache line at an address, without waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        to_read, to_keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
-        pointer = builder.inttoptr(args[0], cgutils.voidptr_t)
-        builder.call(prefetch, (pointer, to_read, to_keep, data))
+        Vectors(builder, 8).fetch(args[0])
         return context.get_dummy_value()
 
     return types.none(types.int64), generate

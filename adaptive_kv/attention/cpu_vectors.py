@@ -136,6 +136,15 @@ class Vectors:
         halves = builder.and_(wide, self._integer(15)), builder.lshr(wide, self._integer(4))
         return [builder.sitofp(half, self._type) for half in halves]
 
+    def fetch(self, address: Any) -> None:
+        """Ask for the cache line at an address, without waiting for it."""
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        prefetch = cgutils.get_or_insert_function(self._builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, to_keep, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        pointer = self._builder.inttoptr(address, cgutils.voidptr_t)
+        self._builder.call(prefetch, (pointer, to_read, to_keep, data))
+
     def sums(self, vectors: Sequence[Any]) -> Any:
         """A vector with the sum of each of 8 vectors, in a tree: three operations for each.
 

@@ -10,8 +10,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-_MIN_BYTES = 2**20
-"""Smaller weights are read by the row, for whoever decodes alone."""
+_MIN_BYTES = 2**21
+"""Smaller weights stay in rows: what a call takes to begin is more than blocks gain."""
 
 _TYPICAL_ROWS = 64
 """What the blocks are chosen for; measured to be good for 1 to 512 rows."""
@@ -23,46 +23,51 @@ class BlockedLinear(nn.Module):
     Raises `RuntimeError` where this processor cannot multiply weights of this type so.
     """
 
+    weight: Tensor
+
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         reorder = torch.ops.mkldnn._reorder_linear_weight  # noqa: SLF001 - nothing public does it
         self.register_buffer("weight", reorder(plain.weight.detach(), _TYPICAL_ROWS))
         self.bias = plain.bias
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        out: Tensor = self._multiply(hidden, self.weight, self.bias, "none", [], "")
-        return out
+        return _multiply(hidden, self.weight, self.bias)
 
 
-class RowLinear(nn.Module):
-    """As the `nn.Linear` whose weight it uses; one row has a product of its own."""
+class FewRowsLinear(nn.Module):
+    """As the `nn.Linear` whose weight it uses; few rows have a product of their own."""
 
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
-        from adaptive_kv.engine.one_row import multiply_row  # noqa: PLC0415 - loads Numba
+        from adaptive_kv.engine import few_rows  # noqa: PLC0415 - loads Numba
 
         self.weight, self.bias = plain.weight, plain.bias
-        self._shape = plain.out_features, plain.in_features
-        self._rows = plain.weight.detach().numpy()
-        self._multiply_row = multiply_row
+        self._multiply_few = few_rows.multiply
+        self._max_rows = few_rows.MAX_ROWS[plain.weight.dtype]
+        is_single = plain.weight.dtype is torch.float32 and _has_operators()
+        self._multiply_many = _multiply if is_single else nn.functional.linear
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        num_out, num_in = self._shape
-        if hidden.numel() != num_in:
-            return nn.functional.linear(hidden, self.weight, self.bias)
-        out = hidden.new_empty(*hidden.shape[:-1], num_out)
-        self._multiply_row(self._rows, hidden.reshape(-1).numpy(), out.view(-1).numpy())
-        return out if self.bias is None else out.add_(self.bias)
+        num_out, num_in = self.weight.shape
+        num_rows = hidden.numel() // num_in
+        if not 0 < num_rows <= self._max_rows:
+            return self._multiply_many(hidden, self.weight, self.bias)
+        out = self._multiply_few(self.weight, hidden.reshape(num_rows, num_in))
+        if self.bias is not None:
+            out += self.bias
+        return out.to(hidden.dtype).view(*hidden.shape[:-1], num_out)
 
 
 def read_by_row(module: nn.Module) -> int:
-    """Replace the float32 linear layers that are still plain, in place; returns how many."""
-    found = [each for each in _plain_layers(module) if each[2].weight.dtype is torch.float32]
+    """Replace the linear layers that are still plain, in place; returns how many."""
+    from adaptive_kv.engine.few_rows import can_multiply  # noqa: PLC0415 - loads Numba
+
+    found = [each for each in _plain_layers(module) if can_multiply(each[2].weight)]
     for parent, name, plain in found:
-        setattr(parent, name, RowLinear(plain))
+        setattr(parent, name, FewRowsLinear(plain))
     return len(found)
 
 
@@ -72,7 +77,7 @@ def block_linears(module: nn.Module) -> int:
     A weight that something else uses too, as tied embeddings do, stays as it is: nothing is kept
     twice. Where the processor or torch cannot do it, all layers stay.
     """
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not _has_operators():
         return 0
     num_users = Counter(id(p) for m in module.modules() for p in m.parameters(recurse=False))
     num_replaced = 0
@@ -84,6 +89,17 @@ def block_linears(module: nn.Module) -> int:
                 return num_replaced
             num_replaced += 1
     return num_replaced
+
+
+def _has_operators() -> bool:
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _multiply(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product, of weights in blocks or in rows."""
+    operator = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+    out: Tensor = operator(hidden, weight, bias, "none", [], "")
+    return out
 
 
 def _plain_layers(module: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:

@@ -1,0 +1,161 @@
+"""The product of a weight with few rows, in Numba: a linear layer while sequences decode.
+
+Reading the weight once is nearly all that it takes. Torch hands it to routines for many rows, which
+take longer to begin than a small weight takes to read. Each tile is so many sums in registers:
+
+    weight  [out, in]    4 lines of it, a vector of each at a time, from where it lies
+    hidden  [4, in]      4 rows, laid out so that the vectors of a place follow each other
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite.binding import get_host_cpu_features
+from numba import carray, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from adaptive_kv.attention.cpu_loops import pointer
+from adaptive_kv.attention.cpu_vectors import BYTES, Vectors
+from adaptive_kv.attention.jit import jit
+
+MAX_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 8}
+"""By the type of the weight: with more rows, routines for many are faster."""
+
+_ROWS = (0,) * 4
+_ONE = (0,)
+_MARKS = {
+    torch.float32: np.float32(0),
+    torch.bfloat16: np.uint16(0),
+    torch.float16: np.int16(0),
+}
+"""By their types the kernel tells what a weight is made of: Numba has none for 16-bit floats."""
+_KINDS = {types.float32: "float32", types.uint16: "bfloat16", types.int16: "float16"}
+
+
+def can_multiply(weight: Tensor) -> bool:
+    """Whether `multiply` takes this weight `[out, in]`."""
+    is_known = weight.device.type == "cpu" and weight.dtype in _MARKS and weight.is_contiguous()
+    return is_known and weight.shape[1] % 8 == 0
+
+
+def multiply(weight: Tensor, hidden: Tensor) -> Tensor:
+    """`weight` `[out, in]` times `hidden` `[rows, in]`, as float32 `[rows, out]`."""
+    (num_rows, num_in), num_out = hidden.shape, weight.shape[0]
+    rows = _ONE if num_rows == 1 else _ROWS
+    num_groups = -(-num_rows // len(rows))
+    hidden = hidden.float().contiguous()
+    packed = hidden if num_rows == 1 else torch.empty(num_groups, num_in * len(rows))
+    out = torch.empty(num_groups * len(rows), num_out)
+    lanes = _lanes(num_in)
+    _multiply(
+        lanes,
+        rows,
+        (0,) * (len(lanes) // 4),
+        _MARKS[weight.dtype],
+        weight.data_ptr(),
+        weight.element_size(),
+        hidden.data_ptr(),
+        packed.data_ptr(),
+        out.data_ptr(),
+        num_rows,
+        num_in,
+        num_out,
+    )
+    return out if len(out) == num_rows else out[:num_rows]
+
+
+@functools.cache
+def _lanes(num_in: int) -> tuple[int, ...]:
+    """As long as the vectors."""
+    is_wide = num_in % 16 == 0 and get_host_cpu_features().get("avx512f", False)
+    return (0,) * (16 if is_wide else 8)
+
+
+@intrinsic
+def _tile(
+    _context: Any,
+    lanes: Any,
+    rows: Any,
+    outs: Any,
+    mark: Any,
+    weight: Any,
+    packed: Any,
+    out: Any,
+    num_in: Any,
+    num_out: Any,
+) -> Any:
+    """Write a tile of `out` `[rows, outs]`; what follows in `weight` is asked for meanwhile."""
+    kind = _KINDS[mark]
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vectors = Vectors(builder, len(lanes))
+        weight, packed, out, num_in, num_out = args[4:]
+        line_bytes = builder.mul(num_in, vectors.number(BYTES[kind]))
+        lines = [vectors.at(weight, line_bytes, o) for o in range(len(outs))]
+        sums = vectors.zeros(len(rows), len(outs))
+        with vectors.loop(vectors.number(0), num_in, vectors.width) as place:
+            at = [vectors.at(line, place, BYTES[kind]) for line in lines]
+            for each in at:
+                vectors.fetch(vectors.at(each, line_bytes, len(outs)))
+            weights = [vectors.load(kind, each)[0] for each in at]
+            for r in range(len(rows)):
+                offset = vectors.at(vectors.number(4 * vectors.width * r), place, 4 * len(rows))
+                (row,) = vectors.load("float32", vectors.at(packed, offset))
+                for each, mine in zip(weights, sums[r], strict=True):
+                    vectors.add_product(mine, row, each)
+        for r in range(len(rows)):
+            answer = vectors.sums([vectors.get(each) for each in sums[r]])
+            vectors.store_first(answer, len(outs), vectors.at(out, num_out, 4 * r))
+        return context.get_dummy_value()
+
+    return types.none(lanes, rows, outs, mark, *[types.int64] * 5), generate
+
+
+@jit(nogil=True)
+def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
+    """From `[rows, in]` to `[groups, in / lanes, rows, lanes]`; rows that are missing are zero."""
+    for g in range(packed.shape[0]):
+        for place in range(packed.shape[1]):
+            for r in range(len(rows)):
+                row = g * len(rows) + r
+                for i in range(len(lanes)):
+                    is_there = row < hidden.shape[0]
+                    value = hidden[row, place * len(lanes) + i] if is_there else np.float32(0)
+                    packed[g, place, r, i] = value
+
+
+@jit(nogil=True)
+def _multiply(
+    lanes: Any,
+    rows: Any,
+    outs: Any,
+    mark: Any,
+    weight: int,
+    itemsize: int,
+    hidden: int,
+    packed: int,
+    out: int,
+    num_rows: int,
+    num_in: int,
+    num_out: int,
+) -> None:
+    num_groups = (num_rows + len(rows) - 1) // len(rows)
+    if hidden != packed:
+        shape = num_groups, num_in // len(lanes), len(rows), len(lanes)
+        there = carray(pointer(hidden), (num_rows, num_in), np.float32)
+        _pack(lanes, rows, there, carray(pointer(packed), shape, np.float32))
+    line_bytes, group_bytes = num_in * itemsize, 4 * num_in * len(rows)
+    whole = num_out - num_out % len(outs)
+    for o in range(0, whole, len(outs)):
+        for g in range(num_groups):
+            to = out + 4 * (o + g * len(rows) * num_out)
+            line, some = weight + o * line_bytes, packed + g * group_bytes
+            _tile(lanes, rows, outs, mark, line, some, to, num_in, num_out)
+    for o in range(whole, num_out):
+        for g in range(num_groups):
+            to = out + 4 * (o + g * len(rows) * num_out)
+            line, some = weight + o * line_bytes, packed + g * group_bytes
+            _tile(lanes, rows, _ONE, mark, line, some, to, num_in, num_out)
