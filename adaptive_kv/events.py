@@ -48,7 +48,7 @@ class SequenceSwitched(Switched):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OomAverted(Event):
-    """A step ran out of memory and was saved: the cache went down, or work was parked."""
+    """A step ran out of memory and was saved: the cache went down or gave way."""
 
     type = "oom_averted"
     to_mode: CacheMode

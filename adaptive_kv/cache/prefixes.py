@@ -25,12 +25,19 @@ from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.span import Span
 from adaptive_kv.cache.window import unseen_until
+from adaptive_kv.policy import CacheMode
 
 _NAME_BYTES = 16
+_FULL = CacheMode("full")
 
 
 class Holder(Protocol):
     """A sequence's cache, as those see it that it shares blocks with."""
+
+    @property
+    def mode(self) -> CacheMode:
+        """How it should be kept."""
+        ...
 
     def plan(self, group: int) -> list[Span]:
         """What its mode wants of its tokens."""
@@ -132,6 +139,25 @@ class Prefixes:
             [b for row in rows[begin - first : last - first] if (b := row[group]) is not None]
             for group, begin in enumerate(since)
         ]
+
+    def num_shared(self, names: Names, mode: CacheMode) -> int:
+        """How many of its first tokens weigh nothing for a newcomer in `mode` who takes them over.
+
+        That is where somebody holds them who goes on to want them no smaller than that. What is
+        retained takes room once it is somebody's again; what windows drop is left to the last one.
+        """
+        if mode.window or mode.is_disabled:
+            return 0
+        last, blocks_by_group = self.find(names, 0)
+        if mode.page_format != "full":  # the newest tokens it wants larger than others may
+            last = min(last, names.num_whole(len(names.tokens) - self._keep.recent))
+        stops = (
+            block.start
+            for blocks in blocks_by_group
+            for block in blocks
+            if all(holder.mode not in (_FULL, mode) for holder in block.holders)
+        )
+        return min([names.stop(last - 1), *stops])
 
     def enter(self, group: int, name: bytes, pages: list[Page], holder: Holder) -> Block | None:
         """Let others find whole pages of `holder`; answers the block that was there before."""

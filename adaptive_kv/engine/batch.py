@@ -15,6 +15,8 @@ class OutOfMemory:
 
     needed_bytes: int
     is_of_pages: bool = False
+    is_by_limit: bool = False
+    """Whether our own limits were in the way, and not a device that may answer otherwise soon."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Builds the reading: one immutable snapshot of memory, latency, load and costs."""
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 
@@ -155,6 +156,23 @@ class Gauge:
         """What one sequence's pages would weigh in a mode, all its tokens stored and settled."""
         return self._weigher.bytes(mode, len(sequence.tokens), sequence.cache.gap_stops)
 
+    def alone_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
+        """What a mode would cost if nobody else ran, by which the guard goes down."""
+        return self._prices(Seen([sequence])).cost(mode).bytes
+
+    def new_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
+        """What the pages of one that has none would weigh besides what it would share for good."""
+        num_shared = self._store.prefixes.num_shared(sequence.names, mode)
+        gap_stops = (num_shared,) * len(self._model.groups)
+        return self._weigher.bytes(mode, len(sequence.tokens), gap_stops)
+
+    def growth_bytes(self, mode: CacheMode, sequence: Sequence, num_tokens: int) -> int:
+        """What so many more tokens will weigh, or as many as it may still generate."""
+        gap_stops, num_now = sequence.cache.gap_stops, len(sequence.tokens)
+        num_then = num_now + min(num_tokens, sequence.num_left)
+        then_bytes = self._weigher.bytes(mode, num_then, gap_stops)
+        return max(0, then_bytes - self._weigher.bytes(mode, num_now, gap_stops))
+
     def workspace_bytes(self, num_new: int, num_logits: int, longest: int) -> int:
         """A bound of what a step needs besides pages."""
         return costs.workspace_bytes(
@@ -171,9 +189,14 @@ class Gauge:
         cache = sequence.cache
         stored_bytes = cache.used_bytes + cache.borrowed_bytes
         if sequence.num_pending > 1:
-            settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
-            stored_bytes = min(stored_bytes, settled_bytes)
+            stored_bytes -= self.excess_bytes(sequence)
         return max(0, self.pages_bytes(cache.mode, sequence) - stored_bytes)
+
+    def excess_bytes(self, sequence: Sequence) -> int:
+        """How much more its pages weigh than once they are as its mode wants them."""
+        cache = sequence.cache
+        settled_bytes = self._weigher.bytes(cache.mode, cache.num_stored, cache.gap_stops)
+        return max(0, cache.used_bytes + cache.borrowed_bytes - settled_bytes)
 
     def chunk_bytes(self, num_tokens: int) -> int:
         """What new tokens weigh until they may be packed."""
@@ -185,14 +208,31 @@ class Gauge:
         longest = max((len(part.tokens) for part in parts), default=0)
         return self.workspace_bytes(min(longest, num_tokens), len(parts), longest)
 
+    def room_bytes(self) -> float:
+        """What pages could have now: free ones, and slabs that may still be taken."""
+        free_bytes = sum(pages.free_bytes for pages in self._store.groups)
+        return free_bytes + self._store.budget.room_bytes()
+
+    def wasted_bytes(self, reserve_bytes: int) -> int:
+        """What of the room no page can have, at least, while none is in use.
+
+        Slabs come whole, and with them a spare page and places for scales.
+        """
+        room_bytes = self._store.budget.room_bytes(reserve_bytes)
+        groups = [pages for pages in self._store.groups if not pages.pages.num_live]
+        if math.isinf(room_bytes) or not groups:
+            return 0
+        besides_bytes = sum(pages.sides.slab_bytes for pages in groups)
+        spare_bytes = sum(pages.pages.shape.num_bytes for pages in groups)
+        left_bytes = int(room_bytes) - besides_bytes
+        return besides_bytes + spare_bytes + left_bytes % min(p.pages.slab_bytes for p in groups)
+
     def step_tokens(self) -> int:
-        """How many tokens a step may take: less than configured where the budget is tight."""
-        budget, num_tokens = self._store.budget, self._scheduler.max_tokens
-        if budget.limit_bytes is None:
-            return num_tokens
-        left_bytes = budget.left_bytes - self._store.slab_bytes
+        """How many tokens a step may take: less than configured where memory is tight."""
+        num_tokens = self._scheduler.max_tokens
         while num_tokens > MIN_STEP_TOKENS:
-            if self.step_bytes(num_tokens) + self.chunk_bytes(num_tokens) <= left_bytes:
+            pages_bytes = self.chunk_bytes(num_tokens) + self._store.slab_bytes
+            if self._store.has_room(pages_bytes, self.step_bytes(num_tokens)):
                 break
             num_tokens //= 2
         return num_tokens

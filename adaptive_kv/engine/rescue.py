@@ -6,6 +6,7 @@ from collections.abc import Callable
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.controller import Controller, Orders
 from adaptive_kv.engine.batch import OutOfMemory, check_shortage
+from adaptive_kv.engine.gauge import Gauge
 from adaptive_kv.engine.scheduler import Scheduler
 from adaptive_kv.engine.switcher import Switcher
 from adaptive_kv.events import Event, OomAverted, SequenceParked
@@ -25,15 +26,19 @@ class Rescue:
         controller: Controller,
         scheduler: Scheduler,
         switcher: Switcher,
+        gauge: Gauge,
         emit: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.is_short = False
         """Whether something was parked since the last step that went well."""
+        self._averted: list[OomAverted] = []
+        """What may be told once the step goes well."""
         self._store = store
         self._controller = controller
         self._scheduler = scheduler
         self._switcher = switcher
+        self._gauge = gauge
         self._emit = emit
         self._clock = clock
 
@@ -60,14 +65,19 @@ class Rescue:
             self._store.reclaim(idle_bytes - headroom_bytes)
         self._store.prefixes.shrink(budget.room_bytes() * _RETAINED_SHARE)
 
-    def make_room(self, shortage: OutOfMemory, read: Callable[[], Reading]) -> None:
-        """Go down the ladder, all pages at once, as far as it goes or until that much is freed."""
+    def make_room(
+        self, shortage: OutOfMemory, read: Callable[[], Reading], *, is_step: bool = True
+    ) -> None:
+        """Go down the ladder, all pages at once, as far as it goes or until that much is freed.
+
+        Where a step is tried again, its end tells whether that was enough.
+        """
         before_bytes = self._taken_bytes(shortage)
         self._drop_shadows()
         self._store.reclaim(shortage.needed_bytes)
         freed_bytes = before_bytes - self._taken_bytes(shortage)
         if freed_bytes < shortage.needed_bytes:
-            self._finish_shrinking(read())
+            self._finish_shrinking()
             freed_bytes = before_bytes - self._taken_bytes(shortage)
         while freed_bytes < shortage.needed_bytes:
             reading = read()
@@ -77,16 +87,20 @@ class Rescue:
             self.order(orders, reading)
             self._convert_everything()
             freed_bytes = before_bytes - self._taken_bytes(shortage)
-        self._tell_averted(shortage, freed_bytes)
+        if is_step or freed_bytes >= shortage.needed_bytes:
+            self._note(shortage, freed_bytes)
 
     def stop_healing(self, shortage: OutOfMemory) -> None:
         """Give back what healing holds, before anybody goes down because of it."""
         freed_bytes = self._scheduler.shadow_bytes
         self._drop_shadows()
-        self._tell_averted(shortage, freed_bytes)
+        self._note(shortage, freed_bytes)
 
-    def park_last(self, needed_bytes: int) -> None:
-        """Drop the pages of the sequence that is last in line; it waits and resumes later."""
+    def park_last(self, needed_bytes: int, *, is_by_limit: bool = False) -> None:
+        """Drop the pages of the sequence that is last in line; it waits and resumes later.
+
+        What our own limits refused they will refuse again until there is more room.
+        """
         sequence = self._scheduler.last_in_line()
         if sequence is None:
             return
@@ -96,7 +110,9 @@ class Rescue:
         self._switcher.forget(sequence)
         self._scheduler.park(sequence, self._clock())
         self._store.compact(needed_bytes)
+        sequence.too_little_bytes = self._gauge.room_bytes() if is_by_limit else 0
         self.is_short = True
+        self._averted.clear()
         self._emit(
             SequenceParked(
                 sequence=sequence.id,
@@ -106,12 +122,19 @@ class Rescue:
             )
         )
 
-    def _tell_averted(self, shortage: OutOfMemory, freed_bytes: int) -> None:
-        self._emit(
+    def settle(self) -> None:
+        """A step went well: what it had lacked before it was tried again is averted."""
+        self.is_short = False
+        for event in self._averted:
+            self._emit(event)
+        self._averted.clear()
+
+    def _note(self, shortage: OutOfMemory, freed_bytes: int) -> None:
+        self._averted.append(
             OomAverted(
                 to_mode=self._controller.mode,
                 needed_bytes=shortage.needed_bytes,
-                freed_bytes=freed_bytes,
+                freed_bytes=max(0, freed_bytes),
             )
         )
 
@@ -123,10 +146,9 @@ class Rescue:
         """How much is taken of what was short."""
         return self._store.used_bytes if shortage.is_of_pages else self._store.held_bytes
 
-    def _finish_shrinking(self, reading: Reading) -> None:
-        """Before anybody goes lower, what is on its way down arrives."""
-        cost = reading.costs[reading.mode]
-        if self._switcher.is_busy and cost.bytes - cost.transient_bytes < self._store.used_bytes:
+    def _finish_shrinking(self) -> None:
+        """Before anybody goes lower, what is on its way down arrives, new tokens included."""
+        if any(self._gauge.excess_bytes(s) for s in self._scheduler.running):
             self._convert_everything()
 
     def _convert_everything(self) -> None:

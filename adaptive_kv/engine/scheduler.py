@@ -4,7 +4,7 @@ Running sequences are served before new ones are admitted. Priority decides firs
 parking takes from the other end.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from adaptive_kv.cache.table import SequenceCache
@@ -40,6 +40,8 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         """New and parked sequences, most urgent first."""
+        self.num_ends = 0
+        """Sequences that were running and have ended."""
         self._turn = 0
 
     @property
@@ -62,13 +64,12 @@ class Scheduler:
         self.waiting.append(sequence)
         self.waiting.sort(key=lambda s: s.urgency)
 
-    def admit(self, fits: Callable[[Sequence], bool]) -> list[Sequence]:
-        """Start the most urgent waiting sequences while they fit; returns the started ones.
+    def admit(self, fits: Callable[[Sequence], bool]) -> Iterator[Sequence]:
+        """Start the most urgent waiting sequences while they fit, and yield each before the next.
 
         Nobody overtakes: a large sequence at the head is not starved by small ones behind it.
         Only where nothing runs, so that waiting would help nobody, the first one that fits starts.
         """
-        started = []
         while len(self.running) < self.max_running:
             candidates = self.waiting[:1] if self.running else self.waiting
             sequence = next((s for s in candidates if fits(s)), None)
@@ -76,24 +77,30 @@ class Scheduler:
                 break
             self.waiting.remove(sequence)
             self.running.append(sequence)
-            started.append(sequence)
-        self.running.sort(key=lambda s: s.urgency)
-        return started
+            self.running.sort(key=lambda s: s.urgency)
+            yield sequence
 
     def park(self, sequence: Sequence, now_s: float) -> None:
         """Take a running sequence off the batch; its caller has dropped its pages."""
         self.running.remove(sequence)
         sequence.state = State.PARKED
+        sequence.num_parkings += 1
+        sequence.num_in_vain += 1
         if sequence.num_output > sequence.num_when_parked:
-            sequence.since_s = now_s
+            sequence.since_s, sequence.num_in_vain = now_s, 0
         elif not self.running:
-            sequence.num_when_stuck, sequence.stuck_s = sequence.num_output, now_s
+            sequence.num_when_stuck = sequence.num_output
         sequence.num_when_parked = sequence.num_output
+        sequence.num_ends_when_parked, sequence.fits_since_s = self.num_ends, None
         self.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence."""
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+            self.num_ends += 1
 
     def find(self, request_id: str) -> Sequence | None:
         """A sequence by its request's id."""

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from adaptive_kv.cache.prefixes import Names
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.mailbox import Request, Usage
 from adaptive_kv.engine.sampling import SamplingState
@@ -42,13 +43,26 @@ class Sequence:
     num_when_parked: int = -1
     """Tokens generated when it was last parked; -1: never yet."""
     num_when_stuck: int = -1
-    """Tokens generated when it last could not go on although nobody else ran, at `stuck_s`."""
-    stuck_s: float = 0.0
+    """Tokens generated when it last could not go on although nobody else ran."""
+    num_parkings: int = 0
+    num_in_vain: int = 0
+    """How often it was parked again before it gained a token."""
+    num_ends_when_parked: int = 0
+    """Sequences that had run and ended when it was last parked."""
+    too_little_bytes: float = 0
+    """What pages could have, its own given back, when it was last parked for want of them."""
+    fits_since_s: float | None = None
+    """Since when there has been room for it, without a break; None: there is none."""
     was_always_exact: bool = True
     """Whether no lossy mode touched any of its tokens so far; what is healed stays touched."""
     shadow: SequenceCache | None = None
     """A fresh full cache under way; takes the place of `cache`, or is given back before anything
     else is."""
+    names: Names = field(init=False)
+    """Of the blocks that its tokens fill."""
+
+    def __post_init__(self) -> None:
+        self.names = Names(self.tokens, self.cache.store.keep)
 
     @property
     def id(self) -> str:
@@ -74,6 +88,11 @@ class Sequence:
     def num_output(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still generate."""
+        return self.request.sampling.max_tokens - self.num_output
 
     @property
     def num_pending(self) -> int:

@@ -174,7 +174,7 @@ def build_engine(
             max_wait_s=settings.server.max_wait_s,
             clock=clock,
         ),
-        rescue=Rescue(store, controller, scheduler, switcher, emit, clock),
+        rescue=Rescue(store, controller, scheduler, switcher, gauge, emit, clock),
         healer=Healer(
             scheduler,
             store,

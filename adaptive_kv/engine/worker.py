@@ -15,6 +15,7 @@ from dataclasses import replace
 import structlog
 
 from adaptive_kv.attention.batch import RaggedBatch
+from adaptive_kv.cache.slab import MemoryLimitError
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.controller import Controller, Orders
 from adaptive_kv.engine.admission import Admission
@@ -152,8 +153,8 @@ class Worker:
     def _read(self, now_s: float) -> Reading:
         return self._gauge.read(now_s, self._num_steps, self._controller)
 
-    def _make_room(self, shortage: OutOfMemory) -> None:
-        self._rescue.make_room(shortage, lambda: self._read(self._clock()))
+    def _make_room(self, shortage: OutOfMemory, *, is_step: bool = True) -> None:
+        self._rescue.make_room(shortage, lambda: self._read(self._clock()), is_step=is_step)
 
     def _switch(self, orders: Orders, reading: Reading) -> None:
         """Set modes, and convert a step's share of pages."""
@@ -163,7 +164,8 @@ class Worker:
             return
         except RuntimeError as error:
             check_shortage(error)
-        self._make_room(OutOfMemory(1, is_of_pages=True))  # a way up ends one rung lower
+        shortage = OutOfMemory(self._gauge.chunk_bytes(1), is_of_pages=True)
+        self._make_room(shortage, is_step=False)  # a way up ends one rung lower
 
     def _switch_s(self) -> float | None:
         """A step's share for converting pages; None, all at once, where memory is gone."""
@@ -186,7 +188,7 @@ class Worker:
             self._make_room(outcome)
             outcome = self._try_schedule()
         if isinstance(outcome, OutOfMemory):
-            self._rescue.park_last(outcome.needed_bytes)
+            self._rescue.park_last(outcome.needed_bytes, is_by_limit=outcome.is_by_limit)
             return None
         return outcome
 
@@ -199,13 +201,14 @@ class Worker:
                     chunk.cache.reserve(chunk.num_new)
         except RuntimeError as error:
             check_shortage(error)
+            is_by_limit = isinstance(error, MemoryLimitError)
         else:
             chunks += self._healer.chunks(num_tokens - len(chunks))
             return make_batch(chunks) if chunks else None
         roll_back(chunks)
         stored = [chunk for chunk in chunks if not chunk.cache.mode.is_disabled]
         needed_bytes = sum(self._gauge.chunk_bytes(chunk.num_new) for chunk in stored)
-        return OutOfMemory(needed_bytes, is_of_pages=True)
+        return OutOfMemory(needed_bytes, is_of_pages=True, is_by_limit=is_by_limit)
 
     # Forward, sample, emit
 
@@ -223,7 +226,7 @@ class Worker:
             batch, outcome = again, self._try(again)
         if isinstance(outcome, OutOfMemory):
             roll_back(batch.chunks)
-            self._rescue.park_last(outcome.needed_bytes)
+            self._rescue.park_last(outcome.needed_bytes, is_by_limit=outcome.is_by_limit)
             return
         if isinstance(outcome, LogitsError):
             roll_back(batch.chunks)
@@ -252,7 +255,9 @@ class Worker:
             return error.with_traceback(None)
         except RuntimeError as error:
             check_shortage(error)
-            return OutOfMemory(needed_bytes - getattr(error, "left_bytes", 0))
+            if isinstance(error, MemoryLimitError):
+                return OutOfMemory(needed_bytes - error.left_bytes, is_by_limit=True)
+            return OutOfMemory(needed_bytes)
 
     def _without_healing(self, batch: Batch, shortage: OutOfMemory) -> Batch:
         others = [chunk for chunk in batch.chunks if not chunk.is_healing]
@@ -260,7 +265,7 @@ class Worker:
         return make_batch(others)
 
     def _commit(self, batch: Batch) -> None:
-        self._rescue.is_short = False
+        self._rescue.settle()
         self._scheduler.end_turn()
         for chunk, row, is_exact in zip(batch.chunks, batch.rows, batch.are_exact, strict=True):
             chunk.sequence.was_always_exact &= is_exact
