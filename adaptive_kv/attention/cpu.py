@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode, vector_width
+from adaptive_kv.attention.cpu_kernel import Integers, decode, vector_width
 from adaptive_kv.attention.crew import crew
 from adaptive_kv.attention.interface import NO_WINDOW, LayerCall
+from adaptive_kv.cache.formats.cpu import KEPT_AS, can_widen_half, load_converters
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.cache.store import GroupPages
@@ -28,19 +29,13 @@ _WORTH_SHARING = 16_000
 """So many tokens times heads are read in the time that waking a helper takes."""
 
 _NO_LOGITS = np.empty(0, np.float32)
-_CAN_WIDEN_HALF = can_widen_half()
-_KEPT_AS = {
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.uint16,
-    torch.float16: torch.int16,
-}
-"""What the elements of full pages are handed over as: the kernel tells 16-bit types by it."""
 
 
 def make_rows(
     pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
 ) -> "DecodeRows":
     """Of (place in the batch, position, the mode's window, pages) for every row."""
+    load_converters(pages.group)  # a switch must not wait for it
     lines = [
         (at, position, NO_WINDOW if window is None else window, table.address, len(table))
         for at, position, window, table in rows
@@ -53,8 +48,8 @@ def make_rows(
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
     """Whether the kernel reads pages of this group."""
-    is_known = group.dtype in _KEPT_AS and len(_lanes(group)) > 0
-    return device.type == "cpu" and is_known and _CAN_WIDEN_HALF
+    is_known = group.dtype in KEPT_AS and len(_lanes(group)) > 0
+    return device.type == "cpu" and is_known and can_widen_half()
 
 
 @functools.cache
@@ -99,7 +94,7 @@ class DecodeRows:
         q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
         q32, k32, v32, out32 = (x.float() for x in (q, k, v, out))
         group = self.pages.group
-        lanes, kept_as = _lanes(group), _KEPT_AS[group.dtype]
+        lanes, kept_as = _lanes(group), KEPT_AS[group.dtype]
         sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
         work = functools.partial(
             decode,

@@ -10,10 +10,7 @@ Page layouts are those drawn in `cache/formats`; `cpu_loops` and they change tog
 become one before they are compiled: calls between them take a third of the time of small pages.
 """
 
-import platform
-from collections.abc import Callable
-from hashlib import blake2b
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import numpy.typing as npt
 from llvmlite.binding import get_host_cpu_features
 from numba import carray
 
+from adaptive_kv.attention import cpu_loops, cpu_vectors
 from adaptive_kv.attention.cpu_loops import (
     ROW_BYTES,
     RUN_TOKENS,
@@ -28,13 +26,14 @@ from adaptive_kv.attention.cpu_loops import (
     add_rows,
     fetch_line,
     fold_scales,
-    pointer,
     score_codes,
     score_rows,
     soften,
 )
-from adaptive_kv.attention.jit import jit
+from adaptive_kv.cache.formats import cpu_words
+from adaptive_kv.cache.formats.cpu_words import pointer
 from adaptive_kv.cache.geometry import BLOCK_TOKENS
+from adaptive_kv.jit import jit
 
 _HIDDEN = np.float32(-1e30)
 """The score of what is not seen. Not -inf: fast arithmetic may assume that there is none."""
@@ -44,37 +43,13 @@ _LINE_BYTES = 64
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-
-def _version() -> str:
-    """Of these sources: Numba looks for changes only in the file that a function stands in."""
-    names = ("cpu_kernel.py", "cpu_loops.py", "cpu_vectors.py")
-    sources = [Path(__file__).with_name(name).read_bytes() for name in names]
-    return blake2b(b"".join(sources), digest_size=8).hexdigest()
-
-
-_VERSION = _version()
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile anew once any of these sources has changed."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        function.__qualname__ += f"_{_VERSION}"  # names the file on disk
-        return jit(**options)(function)
-
-    return decorate
+_compiled = functools.partial(jit, sources=(cpu_loops, cpu_vectors, cpu_words))
 
 
 def vector_width(num_dims: int) -> int:
     """How many floats a vector has for heads of so many dimensions; 0 where they do not fit in."""
     is_wide = get_host_cpu_features().get("avx512f", False) and num_dims % 32 == 0
     return 16 if is_wide else 8 if num_dims % 16 == 0 else 0
-
-
-def can_widen_half() -> bool:
-    """Whether this processor turns half precision into single by an instruction of its own."""
-    is_x86 = platform.machine() in {"x86_64", "AMD64"}
-    return not is_x86 or bool(get_host_cpu_features().get("f16c", False))
 
 
 @_compiled(inline="always")

@@ -311,16 +311,6 @@ def add_one(_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def pointer(typing_context: Any, address: Any) -> Any:
-    """An integer address as a pointer that `carray` takes."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
-
-
-@intrinsic
 def fetch_line(typing_context: Any, address: Any) -> Any:
     """Ask for the cache line at an address, without waiting for it."""
 

@@ -41,6 +41,8 @@ class Meter:
         self._token_s = _Newest(_NUM_SAMPLES)
         self._by_mode: dict[CacheMode, _Newest] = {}
         self._typical_s: Mapping[CacheMode, float] = {}
+        self.usual_s: float | None = None
+        """Of a typical step, in whichever mode one was last seen."""
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
         self._latency = Latency(token_s=None, p50_s=None, p95_s=None)
@@ -71,7 +73,8 @@ class Meter:
             mode = next(iter(decoded))
             seen = self._by_mode.setdefault(mode, _Newest(_NUM_SAMPLES // 4))
             seen.add(duration_s)
-            self._typical_s = {**self._typical_s, mode: seen.quantile(0.5)}
+            self.usual_s = seen.quantile(0.5)
+            self._typical_s = {**self._typical_s, mode: self.usual_s}
 
     def latency(self) -> Latency:
         """Seconds per token over the last steps."""

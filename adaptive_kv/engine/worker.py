@@ -166,11 +166,12 @@ class Worker:
         self._make_room(OutOfMemory(1, is_of_pages=True))  # a way up ends one rung lower
 
     def _switch_s(self) -> float | None:
-        """A step's share for converting pages; None, all at once, where memory is gone."""
+        """A step's share for converting pages, of what one took before; None, all at once, where
+        memory is gone."""
         if self._rescue.is_short:
             return None
-        typical_s = self._meter.token_s_by_mode().get(self._switcher.mode)
-        return self._switch_share * (typical_s or self._meter.latency().p50_s or math.inf)
+        usual_s = self._meter.usual_s or self._meter.latency().p50_s
+        return self._switch_share * (usual_s or math.inf)
 
     # Schedule
 
