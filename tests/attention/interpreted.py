@@ -160,7 +160,7 @@ def test_the_kernels_for_gpus_are_the_ones_that_answer_here() -> None:
     layers = LayerGroup((0,), 1, 16, 16, torch.float32)
     pages = make_store([layers], Keep()).groups[0]
     table = filled(make_store([layers], Keep()), "full", 3).page_table(0)
-    assert isinstance(kernels.make_decodes(pages, [(0, 2, None, table)], 16), gpu.DecodeRows)
+    assert isinstance(kernels.make_decodes(pages, [(0, 2, None, table, 1)], 16), gpu.DecodeRows)
     assert kernels.has_chunks(pages)
 
 
