@@ -50,24 +50,24 @@ def convert(
 ) -> None:
     """Fill pages with what others hold, every layer and head; `pages_per_slab` also of scales.
 
-    Pages are all of one format on either side, and of as many tokens.
+    Targets are of one format and of as many tokens as sources, which are as `can_convert` wants.
     """
     from adaptive_kv.cache.formats import cpu_kernel  # noqa: PLC0415 - loads Numba, a while
 
     kind = torch.zeros(1, dtype=KEPT_AS[group.dtype]).numpy()
-    num_tokens = len(sources) and int((256 // sources[:, _BITS_AT]).sum())
+    num_tokens = int((256 // sources[:, _BITS_AT]).sum())
     keys, values = (
         torch.empty(group.num_layers * group.num_kv_heads, num_tokens, dim)
         for dim in (group.key_dim, group.value_dim)
     )
     shape = group.num_kv_heads, pages_per_slab
-    cpu_kernel.read(kind, sources, *shape, keys.numpy(), values.numpy())
+    cpu_kernel.copy(kind, sources, *shape, keys.numpy(), values.numpy(), True)
     if (sources[:, _BITS_AT] == _ROTATED_BITS).any():
         keys = rotate(keys)
     keys, values = (rows.to(group.dtype).float() for rows in (keys, values))
     if (targets[:, _BITS_AT] == _ROTATED_BITS).any():
         keys = rotate(keys)
-    cpu_kernel.write(kind, targets, *shape, keys.numpy(), values.numpy())
+    cpu_kernel.copy(kind, targets, *shape, keys.numpy(), values.numpy(), False)
 
 
 @functools.cache

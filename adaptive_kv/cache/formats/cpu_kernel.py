@@ -134,6 +134,7 @@ def _join(codes: Any, packed: Any) -> None:
 
 @_compiled
 def _read_packed(line: Any, at: Any, out: Any) -> None:
+    """Into keys and values `out`."""
     keys, values = out
     (size, kd), vd, bits = keys.shape, values.shape[1], line[4]
     by_channel = carray(pointer(line[0] + at[0]), (kd, size), np.uint8)
@@ -151,9 +152,10 @@ def _read_packed(line: Any, at: Any, out: Any) -> None:
 
 
 @_compiled
-def _write_packed(line: Any, at: Any, keys: Any, values: Any) -> None:
+def _write_packed(line: Any, at: Any, rows: Any) -> None:
+    keys, values = rows
     (size, kd), vd, bits = keys.shape, values.shape[1], line[4]
-    codes, rows = np.empty((size, kd), np.uint8), np.empty((size, vd), np.uint8)
+    codes, by_token = np.empty((size, kd), np.uint8), np.empty((size, vd), np.uint8)
     key_sides = carray(pointer(line[2] + at[2]), (2, kd), np.int16)
     value_sides = carray(pointer(line[3] + at[3]), (2, size), np.int16)
     levels = np.float32(2**bits - 1)
@@ -162,13 +164,13 @@ def _write_packed(line: Any, at: Any, keys: Any, values: Any) -> None:
     if bits == 4:
         by_channel = np.empty((kd, size), np.uint8)
     else:
-        rows = carray(pointer(line[1] + at[1]), (size, vd), np.uint8)
+        by_token = carray(pointer(line[1] + at[1]), (size, vd), np.uint8)
     _transpose(codes, by_channel)
-    _quantize_values(values, levels, rows, value_sides)
+    _quantize_values(values, levels, by_token, value_sides)
     if bits == 4:
         packed = carray(pointer(line[0] + at[0]), (1, kd * size // 2), np.uint8)
         _join(by_channel.reshape(1, -1), packed)
-        _join(rows, carray(pointer(line[1] + at[1]), (size, vd // 2), np.uint8))
+        _join(by_token, carray(pointer(line[1] + at[1]), (size, vd // 2), np.uint8))
 
 
 @_compiled
@@ -186,8 +188,13 @@ def _copy_full(kind: Any, line: Any, at: Any, rows: Any, is_read: bool) -> None:
 
 
 @_compiled
-def read(kind: Any, lines: Any, num_heads: int, per_slab: Any, keys: Any, values: Any) -> None:
-    """Into float32 `keys` `[layers * heads, tokens, dim]`, and `values` alike."""
+def copy(
+    kind: Any, lines: Any, num_heads: int, per_slab: Any, keys: Any, values: Any, is_read: bool
+) -> None:
+    """Between pages and float32 `keys` `[layers * heads, tokens, dim]`, and `values` alike.
+
+    `per_slab` are pages of a slab, and scales.
+    """
     for unit in range(len(keys)):
         at = _all_pieces_at(unit, num_heads, keys.shape[2], values.shape[2], per_slab)
         first = 0
@@ -195,23 +202,9 @@ def read(kind: Any, lines: Any, num_heads: int, per_slab: Any, keys: Any, values
             some = slice(first, first + 256 // line[4])
             rows = (keys[unit, some], values[unit, some])
             if line[4] > 8:
-                _copy_full(kind, line, at, rows, True)
-            else:
+                _copy_full(kind, line, at, rows, is_read)
+            elif is_read:
                 _read_packed(line, at, rows)
-            first = some.stop
-
-
-@_compiled
-def write(kind: Any, lines: Any, num_heads: int, per_slab: Any, keys: Any, values: Any) -> None:
-    """The opposite of `read`."""
-    for unit in range(len(keys)):
-        at = _all_pieces_at(unit, num_heads, keys.shape[2], values.shape[2], per_slab)
-        first = 0
-        for line in lines:
-            some = slice(first, first + 256 // line[4])
-            rows = (keys[unit, some], values[unit, some])
-            if line[4] > 8:
-                _copy_full(kind, line, at, rows, False)
             else:
-                _write_packed(line, at, rows[0], rows[1])
+                _write_packed(line, at, rows)
             first = some.stop
