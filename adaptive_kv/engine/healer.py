@@ -156,16 +156,15 @@ class Healer:
         is_settled = cache.settled_until is not None
         if not cache.mode.is_exact or cache.is_exact or not is_settled:
             return False
-        num_left = sequence.request.sampling.max_tokens - sequence.num_output
-        return num_left > self._num_steps(len(sequence.tokens))
+        return _num_to_come(sequence) > self._num_steps(len(sequence.tokens))
 
     def _may_go_on(self, sequence: Sequence, reading: Reading) -> bool:
         return not self._scheduler.waiting and self._has_room(sequence, reading, 1)
 
     def _has_room(self, sequence: Sequence, reading: Reading, times: int) -> bool:
         """Whether a whole shadow fits, `times` of them above the floor."""
-        num_tokens = len(sequence.tokens) + self._num_steps(self._num_left(sequence))
-        whole_bytes = self._gauge.chunk_bytes(num_tokens)
+        num_more = min(self._num_steps(self._num_left(sequence)), _num_to_come(sequence))
+        whole_bytes = self._gauge.chunk_bytes(len(sequence.tokens) + num_more)
         if times * whole_bytes > reading.memory.headroom_bytes:
             return False
         left_bytes = max(0, whole_bytes - sequence.shadow_bytes) + self._store.slab_bytes
@@ -206,3 +205,8 @@ class Healer:
             rest_s = max(self._next_rest_s, self._least_rest_s())
             self._rests_until_s = self._clock() + rest_s
             self._next_rest_s = min(2 * rest_s, _MAX_REST_S)
+
+
+def _num_to_come(sequence: Sequence) -> int:
+    """How many tokens it may still be given."""
+    return sequence.request.sampling.max_tokens - sequence.num_output
