@@ -209,7 +209,8 @@ class CacheSettings(Section):
     switch_bytes_per_step: SomeBytes = 64 * 2**20
     """How much a switch may convert between two steps."""
     switch_share: float = Field(default=0.3, gt=0, allow_inf_nan=False)
-    """Of the time of a step, how much longer one may take in which a switch converts something."""
+    """Of the time of a step, how much longer one may take in which a switch converts something;
+    twice as much where something is healed."""
     prefix: bool = True
     """Let sequences that begin alike share pages, and keep those of ended ones while memory is
     free."""

@@ -4,7 +4,7 @@ For every pair of modes a live sequence decodes in one, is switched to the other
 the time between two tokens until the switch is over is held against what it was before. The past is
 noise instead of a prefill. Healing, which computes in idle capacity what was lost, is measured too.
 
-    python benchmarks/switches.py                       about 6 minutes on an idle core
+    python benchmarks/switches.py                       about 3 minutes on an idle core
     python benchmarks/switches.py --modes full int4 --keep
 """
 

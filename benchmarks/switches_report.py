@@ -10,10 +10,11 @@ _INTRODUCTION = """\
 What a switch costs whoever waits for the next token: a live sequence of {context} tokens, alone,
 62.6M-parameter Llama shape, float32, is switched while it decodes. Shown is the time between two
 tokens over all steps from the order to the end of the switch, against the median before it. A
-switch converts a bounded number of bytes per step (`cache.switch_bytes_per_step`); where it takes
-few steps, the 99th percentile is the slowest of them. The last row is healing, which recomputes
-what was lost a few tokens per step, of a sequence of {heal_context} tokens. `disabled` is left out:
-it has nothing to convert, and what its tokens cost instead is in [curve.md](curve.md)."""
+switch converts for a bounded share of a step's time (`cache.switch_share`); where it takes few
+steps, the 99th percentile is the slowest of them. The last row is healing, which recomputes what
+was lost, as many tokens per step as twice that share leaves time for, of a sequence of
+{heal_context} tokens. `disabled` is left out: it has nothing to convert, and what its tokens cost
+instead is in [curve.md](curve.md)."""
 
 _METHOD = """\
 {told}. {num_rounds} switches of each kind; percentiles are of all their steps, on the clock and, in

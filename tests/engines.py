@@ -317,6 +317,21 @@ def faulty_attention(faults: Faults) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def slow_attention(clock: Clock, took_s: Callable[[int], float]) -> Iterator[None]:
+    """Let a step of so many tokens take that much longer."""
+
+    class SlowBatch(RaggedBatch):
+        def attend(self, call: LayerCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if call.layer == 0:
+                clock.ahead_s += took_s(queries.shape[1])
+            return super().attend(call, queries, keys, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "RaggedBatch", SlowBatch)
+        yield
+
+
 @functools.cache
 def wanted(prompt_ids: tuple[int, ...], num_tokens: int, family: str = "llama") -> list[int]:
     """What `generate` of a tiny model answers greedily, the end of sequence ignored."""

@@ -58,7 +58,7 @@ class RaggedBatch:
         self._rows = tuple(rows)
         groups = range(len(store.groups))
         self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
-        self._others = [self._plan_others(self._decodes[g]) for g in groups]
+        self._others = [self._plan_others(g) for g in groups]
         self._chunks = [self._plan_chunks(g) if use_kernels else None for g in groups]
         self._writes = [self._plan_writes(g) for g in groups]
         self._is_all_decodes = None not in self._decodes and not any(self._others)
@@ -178,23 +178,30 @@ class RaggedBatch:
             yield number, row, slice(first, first + row.num_new)
             first += row.num_new
 
-    def _plan_others(self, decodes: kernels.DecodeRows | None) -> list[tuple[int, Row, slice]]:
+    def _plan_others(self, group: int) -> list[tuple[int, Row, slice]]:
         """The rows that no decode kernel answers."""
-        return [
-            placed for placed in self._placed_rows() if decodes is None or not _is_decode(placed[1])
-        ]
+        has_none = self._decodes[group] is None
+        placed = self._placed_rows()
+        return [one for one in placed if has_none or not self._is_decode(one[1], group)]
+
+    def _is_decode(self, row: Row, group: int) -> bool:
+        return row.is_stored and row.num_new <= kernels.max_decoded(self._store.groups[group])
 
     def _plan_decodes(self, group: int) -> kernels.DecodeRows | None:
         """The rows that the kernel answers, with their pages; None where there are none."""
         pages = self._store.groups[group]
-        rows = [(row, at.start) for _, row, at in self._placed_rows() if _is_decode(row)]
-        if not rows:
-            return None
-        return kernels.make_decodes(
-            pages,
-            [(at, r.position, r.cache.mode.window, r.cache.page_table(group)) for r, at in rows],
-            self._store.keep.sinks,
-        )
+        rows = [
+            (
+                at.start,
+                row.position,
+                row.cache.mode.window,
+                row.cache.page_table(group),
+                row.num_new,
+            )
+            for _, row, at in self._placed_rows()
+            if self._is_decode(row, group)
+        ]
+        return kernels.make_decodes(pages, rows, self._store.keep.sinks) if rows else None
 
     def _plan_chunks(self, group: int) -> kernels.Rows | None:
         """The other rows for a kernel; None where plain torch answers them."""
@@ -222,7 +229,3 @@ class RaggedBatch:
             columns = torch.tensor(found, device=pool.device).unbind(1)
             writes.append(_Write(pool.slab(number), columns[0], (columns[1], columns[2])))
         return writes
-
-
-def _is_decode(row: Row) -> bool:
-    return row.num_new == 1 and row.is_stored

@@ -1,6 +1,6 @@
 """Decode attention on CPU, fused over pages of every format, without a compiler on the box.
 
-One call answers one layer for all rows that decode a single token. Pages are read where they lie,
+One call answers one layer for all rows of a single token or a few. Pages are read where they lie,
 through their addresses.
 
 The kernel releases the interpreter, so that HTTP goes on beside it. Where there is enough to read,
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_kernel import Integers, can_widen_half, decode, vector_width
+from adaptive_kv.attention.cpu_kernel import Integers, decode, vector_width
 from adaptive_kv.attention.crew import crew
 from adaptive_kv.attention.interface import NO_WINDOW, LayerCall
+from adaptive_kv.cache.formats.cpu import KEPT_AS, can_widen_half, load_converters
 from adaptive_kv.cache.formats.int4 import rotate
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.cache.store import GroupPages
@@ -28,33 +29,32 @@ _WORTH_SHARING = 16_000
 """So many tokens times heads are read in the time that waking a helper takes."""
 
 _NO_LOGITS = np.empty(0, np.float32)
-_CAN_WIDEN_HALF = can_widen_half()
-_KEPT_AS = {
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.uint16,
-    torch.float16: torch.int16,
-}
-"""What the elements of full pages are handed over as: the kernel tells 16-bit types by it."""
+
+
+MAX_NEW = 16
+"""Rows of more tokens are quicker in plain torch, which reads their past once for all of them."""
 
 
 def make_rows(
-    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
+    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable, int]], sinks: int
 ) -> "DecodeRows":
-    """Of (place in the batch, position, the mode's window, pages) for every row."""
+    """Of (place in the batch, position, the mode's window, pages, number of tokens) by row."""
+    load_converters(pages.group)  # a switch must not wait for it
     lines = [
-        (at, position, NO_WINDOW if window is None else window, table.address, len(table))
-        for at, position, window, table in rows
+        (at, position, NO_WINDOW if window is None else window, table.address, len(table), num_new)
+        for at, position, window, table, num_new in rows
     ]
-    tables = tuple([table for *_, table in rows])
+    tables = tuple([table for *_, table, _ in rows])
     has_rotated = any(table.has_rotated for table in tables)
-    num_seen = sum(min(position, window) for _, position, window, *_ in lines)
-    return DecodeRows(pages, np.array(lines), tables, sinks, num_seen, has_rotated)
+    num_seen = sum(min(position, window) * num_new for _, position, window, *_, num_new in lines)
+    max_new = max(num_new for *_, num_new in lines)
+    return DecodeRows(pages, np.array(lines), max_new, tables, sinks, num_seen, has_rotated)
 
 
 def can_serve(group: LayerGroup, device: torch.device) -> bool:
     """Whether the kernel reads pages of this group."""
-    is_known = group.dtype in _KEPT_AS and len(_lanes(group)) > 0
-    return device.type == "cpu" and is_known and _CAN_WIDEN_HALF
+    is_known = group.dtype in KEPT_AS and len(_lanes(group)) > 0
+    return device.type == "cpu" and is_known and can_widen_half()
 
 
 @functools.cache
@@ -65,15 +65,17 @@ def _lanes(group: LayerGroup) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """Rows of the batch that decode one token each, and where their pages are, for one group.
+    """Rows of the batch that have a few new tokens each, and their pages, for one group of layers.
 
-    `rows` has a line for each: its place in the packed batch, the position of its new token, its
-    mode's window (`NO_WINDOW` where there is none), address and length of its page table. Among
-    the pages of the `tables` that it points to is the full one reserved for the new token.
+    `rows` has a line for each: its place in the packed batch, the position of its first new token,
+    its mode's window (`NO_WINDOW` where there is none), address and length of its page table, and
+    how many new tokens it has, of which no row has more than `max_new`. Among the pages of the
+    `tables` that it points to are the full ones reserved for them.
     """
 
     pages: GroupPages
     rows: Integers
+    max_new: int
     tables: tuple[PageTable, ...]
     sinks: int
     num_seen: int
@@ -82,7 +84,7 @@ class DecodeRows:
     """Whether some keys were rotated before they were packed."""
 
     def advance(self) -> None:
-        """The same rows, one token later."""
+        """The same rows of one token each, that token later."""
         self.rows[:, 1] += 1
 
     def attend(
@@ -94,12 +96,12 @@ class DecodeRows:
         values: Tensor,
         out: Tensor,
     ) -> None:
-        """As `kernels.Rows.attend`, of rows that decode."""
+        """As `kernels.Rows.attend`; their keys and values are also written into their pages."""
         # Models make these token by token: seen that way they are contiguous, no copy is made.
         q, k, v = (x.transpose(0, 1).contiguous() for x in (queries, keys, values))
         q32, k32, v32, out32 = (x.float() for x in (q, k, v, out))
         group = self.pages.group
-        lanes, kept_as = _lanes(group), _KEPT_AS[group.dtype]
+        lanes, kept_as = _lanes(group), KEPT_AS[group.dtype]
         sink_logits = _NO_LOGITS if call.sink_logits is None else call.sink_logits.float().numpy()
         work = functools.partial(
             decode,
@@ -113,6 +115,7 @@ class DecodeRows:
             k.view(kept_as).numpy(),
             v.view(kept_as).numpy(),
             self.rows,
+            self.max_new,
             place,
             self.pages.pages.pages_per_slab,
             self.pages.sides.pages_per_slab,

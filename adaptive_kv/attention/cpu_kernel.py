@@ -1,6 +1,6 @@
-"""The fused decode kernel for CPU, in Numba: one layer, all rows that decode a single token.
+"""The fused decode kernel for CPU, in Numba: one layer, all rows of a single token or a few.
 
-    each row, each kv head:   for each run of pages:   score -> weigh -> add
+    each row, each kv head:   for each run of pages:   for each token:   score -> weigh -> add
 
 Packed pages are never unpacked to memory: the scale of a key channel is folded into the query, the
 scale of a value into its weight. Softmax runs online (Milakov and Gimelshein, arXiv 1805.02867), so
@@ -10,10 +10,7 @@ Page layouts are those drawn in `cache/formats`; `cpu_loops` and they change tog
 become one before they are compiled: calls between them take a third of the time of small pages.
 """
 
-import platform
-from collections.abc import Callable
-from hashlib import blake2b
-from pathlib import Path
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import numpy.typing as npt
 from llvmlite.binding import get_host_cpu_features
 from numba import carray
 
+from adaptive_kv.attention import cpu_loops, cpu_vectors
 from adaptive_kv.attention.cpu_loops import (
     ROW_BYTES,
     RUN_TOKENS,
@@ -28,13 +26,14 @@ from adaptive_kv.attention.cpu_loops import (
     add_rows,
     fetch_line,
     fold_scales,
-    pointer,
     score_codes,
     score_rows,
     soften,
 )
-from adaptive_kv.attention.jit import jit
+from adaptive_kv.cache.formats import cpu_words
+from adaptive_kv.cache.formats.cpu_words import pointer
 from adaptive_kv.cache.geometry import BLOCK_TOKENS
+from adaptive_kv.jit import jit
 
 _HIDDEN = np.float32(-1e30)
 """The score of what is not seen. Not -inf: fast arithmetic may assume that there is none."""
@@ -44,37 +43,13 @@ _LINE_BYTES = 64
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 
-
-def _version() -> str:
-    """Of these sources: Numba looks for changes only in the file that a function stands in."""
-    names = ("cpu_kernel.py", "cpu_loops.py", "cpu_vectors.py")
-    sources = [Path(__file__).with_name(name).read_bytes() for name in names]
-    return blake2b(b"".join(sources), digest_size=8).hexdigest()
-
-
-_VERSION = _version()
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile anew once any of these sources has changed."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        function.__qualname__ += f"_{_VERSION}"  # names the file on disk
-        return jit(**options)(function)
-
-    return decorate
+_compiled = functools.partial(jit, sources=(cpu_loops, cpu_vectors, cpu_words))
 
 
 def vector_width(num_dims: int) -> int:
     """How many floats a vector has for heads of so many dimensions; 0 where they do not fit in."""
     is_wide = get_host_cpu_features().get("avx512f", False) and num_dims % 32 == 0
     return 16 if is_wide else 8 if num_dims % 16 == 0 else 0
-
-
-def can_widen_half() -> bool:
-    """Whether this processor turns half precision into single by an instruction of its own."""
-    is_x86 = platform.machine() in {"x86_64", "AMD64"}
-    return not is_x86 or bool(get_host_cpu_features().get("f16c", False))
 
 
 @_compiled(inline="always")
@@ -197,7 +172,7 @@ def _pieces_at(place: int, h: int, num_heads: int, num_pages: int, key: int, val
 
 @_compiled(inline="always")
 def _keep(page: Integers, slot: int, size: int, at: Any, key: Any, value: Any) -> None:
-    """Write the new token's key and value of one head into its slot of a full page."""
+    """Write a new token's key and value of one head into its slot of a full page."""
     carray(pointer(page[0] + at[0]), (size, len(key)), key.dtype)[slot] = key
     carray(pointer(page[1] + at[1]), (size, len(value)), value.dtype)[slot] = value
 
@@ -213,7 +188,7 @@ def _newest(pages: Integers, position: int) -> int:
 
 @_compiled(inline="always")
 def _begin(work: Any, key: Floats, value: Floats, softcap: float) -> None:
-    """Begin every sum with the new token itself, which is always seen."""
+    """Begin every sum with a new token itself, which is always seen."""
     queries, _, _, _, scores, top, total, acc = work
     for g in range(len(queries)):
         score = np.float32(0)
@@ -228,23 +203,32 @@ def _begin(work: Any, key: Floats, value: Floats, softcap: float) -> None:
 
 @_compiled(inline="always")
 def _read_past(
-    shape: Any, work: Any, pages: Integers, position: int, at: Any, windows: Any, softcap: float
+    shape: Any, work: Any, pages: Integers, own: Any, at: Any, windows: Any, softcap: float
 ) -> None:
-    """Attend to everything before `position` that is in pages and not hidden."""
+    """Attend to everything in pages that is before a token of a row and not hidden from it.
+
+    `own` is the position of the row's first token and how many there are. A run that one of them
+    has read is in the processor's cache for the others.
+    """
+    plain, turned, folded, shifts, scores, top, total, acc = work
+    first_position, num_new = own
     own_window, window, sinks = windows
-    own_from, from_, last = position - own_window + 1, position - window + 1, len(pages)
-    p = 0
+    p, last = 0, len(pages)
     while p < last:
         bits, start = pages[p, 4], pages[p, 5]
-        stop = _run_stop(pages, p, last, position, 256 // bits)
-        num = min((stop - p) * (256 // bits), position - start)
-        is_hidden = start + num <= own_from or (start >= sinks and start + num <= from_)
-        view, run = (start, own_from, from_, sinks, softcap), (p, stop, last, num)
-        if num > 0 and not is_hidden:
-            if bits > 8:
-                _read_full(shape, work, pages, run, at, view)
-            else:
-                _read_packed(shape, work, pages, run, at, view)
+        stop = _run_stop(pages, p, last, first_position + num_new - 1, 256 // bits)
+        for j in range(num_new):
+            position = first_position + j
+            own_from, from_ = position - own_window + 1, position - window + 1
+            num = min((stop - p) * (256 // bits), position - start)
+            is_hidden = start + num <= own_from or (start >= sinks and start + num <= from_)
+            view, run = (start, own_from, from_, sinks, softcap), (p, stop, last, num)
+            mine = (plain[j], turned[j], folded, shifts, scores, top[j], total[j], acc[j])
+            if num > 0 and not is_hidden:
+                if bits > 8:
+                    _read_full(shape, mine, pages, run, at, view)
+                else:
+                    _read_packed(shape, mine, pages, run, at, view)
         p = stop
 
 
@@ -260,6 +244,7 @@ def decode(
     kept_keys: Any,
     kept_values: Any,
     rows: Integers,
+    max_new: int,
     place: int,
     num_pages: int,
     num_sides: int,
@@ -276,36 +261,41 @@ def decode(
     A unit of work is a kv head of a row; `turns` says which are taken (`crew`).
     `lanes`, `group` and `tiles` are tuples as long as a vector is wide, as queries share a kv head,
     and as vectors make a key; `kept_keys` and `kept_values` are `keys` and `values` in the type of
-    full pages; `num_pages` and `num_sides` are those of a slab.
+    full pages; `num_pages` and `num_sides` are those of a slab. No row has more than `max_new`
+    tokens.
     """
     num_heads, kd, vd = keys.shape[1], keys.shape[2], values.shape[2]
     size = 32 // kept_keys.itemsize
     shape = (lanes, group, tiles, kept_keys[0, 0, 0], size, kd, vd)
     scores = np.empty((len(group), RUN_TOKENS), np.float32)
     folded, shifts = np.empty((len(group), kd), np.float32), np.empty(len(group), np.float32)
-    top, total = np.empty(len(group), np.float32), np.empty(len(group), np.float32)
-    acc = np.empty((len(group), vd), np.float32)
+    num = len(group)
+    top, total = np.empty((max_new, num), np.float32), np.empty((max_new, num), np.float32)
+    plain, acc = np.empty((max_new, num, kd), np.float32), np.empty((max_new, num, vd), np.float32)
+    turned = np.empty_like(plain)
+    work = (plain, turned, folded, shifts, scores, top, total, acc)
     taken, finished = turns.ctypes.data, turns.ctypes.data + 8
     unit = add_one(taken)
     while unit < len(rows) * num_heads:
-        token, position, window, table, last = rows[unit // num_heads]
+        token, position, window, table, last, num_new = rows[unit // num_heads]
         h = unit % num_heads
         pages = carray(pointer(table), (last, 6), np.int64)
-        page = pages[_newest(pages, position)]
         pieces_at = _pieces_at(place, h, num_heads, num_pages, 32 * kd, 32 * vd)
         sides_at = _pieces_at(place, h, num_heads, num_sides, 4 * kd, 4 * BLOCK_TOKENS)
-        key, value = kept_keys[token, h], kept_values[token, h]
-        _keep(page, position - page[5], size, pieces_at, key, value)
         some = slice(h * len(group), (h + 1) * len(group))
-        plain, turned = queries[token, some] * scaling, rotated[token, some] * scaling
-        work = (plain, turned, folded, shifts, scores, top, total, acc)
-        _begin(work, keys[token, h], values[token, h], softcap)
+        for j in range(num_new):
+            page, i = pages[_newest(pages, position + j)], token + j
+            _keep(page, position + j - page[5], size, pieces_at, kept_keys[i, h], kept_values[i, h])
+            plain[j], turned[j] = queries[i, some] * scaling, rotated[i, some] * scaling
+            mine = (plain[j], turned[j], folded, shifts, scores, top[j], total[j], acc[j])
+            _begin(mine, keys[i, h], values[i, h], softcap)
         at, windows = pieces_at + sides_at, (own_window, window, sinks)
-        _read_past(shape, work, pages, position, at, windows, softcap)
-        for g in range(len(group)):
-            if sink_logits.size > 0:
-                total[g] += np.exp(sink_logits[some.start + g] - top[g])
-            for d in range(vd):
-                out[token, some.start + g, d] = acc[g, d] / total[g]
+        _read_past(shape, work, pages, (position, num_new), at, windows, softcap)
+        for j in range(num_new):
+            for g in range(len(group)):
+                if sink_logits.size > 0:
+                    total[j, g] += np.exp(sink_logits[some.start + g] - top[j, g])
+                for d in range(vd):
+                    out[token + j, some.start + g, d] = acc[j, g, d] / total[j, g]
         add_one(finished)
         unit = add_one(taken)

@@ -11,7 +11,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from adaptive_kv.attention.cpu_vectors import BYTES, Vectors
@@ -308,16 +307,6 @@ def add_one(_context: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "acq_rel")
 
     return types.int64(types.int64), generate
-
-
-@intrinsic
-def pointer(typing_context: Any, address: Any) -> Any:
-    """An integer address as a pointer that `carray` takes."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], cgutils.voidptr_t)
-
-    return types.voidptr(types.int64), generate
 
 
 @intrinsic

@@ -35,7 +35,7 @@ class Rows(Protocol):
 
 
 class DecodeRows(Rows, Protocol):
-    """Rows that decode one token each; their keys and values are also written into pages."""
+    """Rows that decode, of one token or a few; what is new of them is also written into pages."""
 
     @property
     def tables(self) -> tuple[PageTable, ...]:
@@ -43,19 +43,28 @@ class DecodeRows(Rows, Protocol):
         ...
 
     def advance(self) -> None:
-        """The same rows, one token later."""
+        """The same rows, one token later; for those of one token each."""
         ...
 
 
+def max_decoded(pages: GroupPages) -> int:
+    """The most new tokens of a row that `make_decodes` takes."""
+    if pages.pages.device.type != "cpu" or gpu.can_serve(pages.group, pages.pages.device):
+        return 1
+    from adaptive_kv.attention import cpu  # noqa: PLC0415 - loads Numba, which takes a while
+
+    return cpu.MAX_NEW
+
+
 def make_decodes(
-    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable]], sinks: int
+    pages: GroupPages, rows: Sequence[tuple[int, int, int | None, PageTable, int]], sinks: int
 ) -> DecodeRows | None:
-    """Of (place in the batch, position, the mode's window, pages) for every row.
+    """Of (place in the batch, position, the mode's window, pages, number of tokens) by row.
 
     None where no kernel serves the group. Raises `torch.OutOfMemoryError`.
     """
     if gpu.can_serve(pages.group, pages.pages.device):
-        return gpu.make_rows(pages, rows, sinks)
+        return gpu.make_rows(pages, [row[:4] for row in rows], sinks)
     if pages.pages.device.type == "cpu":
         from adaptive_kv.attention import cpu  # noqa: PLC0415 - loads Numba, which takes a while
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from adaptive_kv.cache.geometry import PageShape
@@ -133,19 +135,25 @@ class PagePool:
         if len(self._free) < self.num_spare:
             self._grow()
 
-    def empty_one_slab(self) -> int:
-        """Move the pages of the emptiest slab elsewhere if they fit, and give it back.
+    def empty_one_slab(self, max_pages: int | None = None) -> int:
+        """Move pages of the emptiest slab elsewhere if all of them fit, and give it back.
 
-        Returns the bytes moved; 0 when there was nothing to gain.
+        Where there are more than `max_pages`, it takes further calls. Returns the bytes moved; 0
+        when there was nothing to gain.
         """
         if len(self._free) < self.pages_per_slab + self.num_spare or len(self._slabs) < 2:
             return 0
         number = min(self._slabs, key=lambda n: (self._slabs[n].num_live, -n))
         inside = self._free_places_outside(number)
-        moving = [self._live.pop(place) for place in inside if place in self._live]
-        for page in moving:
-            self._move(page)
-        self._forget(number)
+        moving = [place for place in inside if place in self._live][:max_pages]
+        for place in moving:
+            self._move(self._live.pop(place))
+        if self._slabs[number].num_live == 0:
+            self._forget(number)
+        else:
+            for place in inside:
+                if place not in self._live:
+                    heapq.heappush(self._free, place)
         return len(moving) * self.shape.num_bytes
 
     def slab_and_index(self, page: Page) -> tuple[Slab, int]:
@@ -153,14 +161,19 @@ class PagePool:
         number, index = divmod(page.id, self.pages_per_slab)
         return self._slabs[number], index
 
-    def addresses(self, page: Page) -> tuple[int, int]:
-        """Where its first piece of keys is, and where one of values would be in the same place.
+    def addresses(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """By the id of a page: where its first piece of keys is, and where one of values would be
+        in the same place; `[pages, 2]`.
 
         `Slab` draws how far the others are from there.
         """
-        slab, index = self.slab_and_index(page)
-        shape = self.shape
-        return slab.address + index * shape.key_bytes, slab.address + index * shape.value_bytes
+        starts = np.zeros(max(self._slabs, default=0) + 1, np.int64)
+        for number, slab in self._slabs.items():
+            starts[number] = slab.address
+        numbers, index = np.divmod(places, self.pages_per_slab)
+        steps = np.array([self.shape.key_bytes, self.shape.value_bytes])
+        found: npt.NDArray[np.int64] = starts[numbers, None] + index[:, None] * steps
+        return found
 
     def slab_number(self, page: Page) -> int:
         """The number of the slab a page lies in."""
@@ -189,6 +202,7 @@ class PagePool:
         slab, new_index = self.slab_and_index(page)
         slab.copy_page(new_index, old, index)
         slab.num_live += 1
+        old.num_live -= 1
         self._live[page.id] = page
         self.epoch += 1
 
@@ -215,7 +229,6 @@ class PagePool:
     def _forget(self, number: int) -> None:
         self._slabs.pop(number).release()
         self._budget.give_slab(self.slab_bytes)
-        self.epoch += 1
 
     def _slab_of(self, place: int) -> Slab:
         return self._slabs[place // self.pages_per_slab]

@@ -4,6 +4,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from adaptive_kv.cache.formats import Format, Full, make_formats
@@ -11,6 +13,9 @@ from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, Keep, LayerGroup
 from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
 from adaptive_kv.cache.prefixes import Prefixes
 from adaptive_kv.cache.slab import Budget
+
+_MOVED_AT_ONCE = 8
+"""So many pages are moved together: finding out which costs as much as moving a few."""
 
 
 class GroupPages:
@@ -33,6 +38,10 @@ class GroupPages:
         self.group = group
         self._release = release
         self.formats: dict[str, Format] = make_formats(group)
+        self._bits = {
+            name: 16 * PAGE_TOKENS_16_BIT // form.tokens_per_page
+            for name, form in self.formats.items()
+        }
         self.pages = PagePool(group.page_shape, slab_bytes, budget, device)
         # Packing into int8 frees one page for each place of scales that it takes.
         num_sides, shape = self.pages.pages_per_slab, group.side_shape
@@ -61,11 +70,17 @@ class GroupPages:
         side = self.sides.shape.num_bytes if self.formats[format_name].is_packed else 0
         return self.pages.shape.num_bytes + side
 
-    def line(self, page: Page) -> tuple[int, int, int, int, int, int]:
-        """A page's line in a page table, as `PageTable` describes it."""
-        bits = 16 * PAGE_TOKENS_16_BIT // self.formats[page.format].tokens_per_page
-        sides = (0, 0) if page.side is None else self.sides.addresses(page.side)
-        return *self.pages.addresses(page), *sides, bits, page.start
+    def lines(self, pages: Sequence[Page]) -> npt.NDArray[np.int64]:
+        """The lines of pages in a page table, as `PageTable` describes them."""
+        found = np.zeros((len(pages), 6), np.int64)
+        found[:, :2] = self.pages.addresses(_numbers(page.id for page in pages))
+        sides = [(place, page.side.id) for place, page in enumerate(pages) if page.side is not None]
+        if sides:
+            of, at = np.array(sides).T
+            found[of, 2:4] = self.sides.addresses(at)
+        found[:, 4] = _numbers(self._bits[page.format] for page in pages)
+        found[:, 5] = _numbers(page.start for page in pages)
+        return found
 
     def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
         """One page, of what nobody uses if need be.
@@ -99,11 +114,15 @@ class GroupPages:
         self.sides.give(page.side for page in pages if page.side is not None)
         self._trim()
 
-    def empty_one_slab(self) -> int:
-        """Bytes moved to give one more slab back; 0 when there was nothing to gain."""
-        moved_bytes = self.pages.empty_one_slab() or self.sides.empty_one_slab()
-        self._trim()
-        return moved_bytes
+    def empty_one_slab(self, max_bytes: int) -> int:
+        """Bytes moved to give one more slab back, about `max_bytes` at most, and a few pages at
+        least; 0 when there was nothing to gain."""
+        for pool in (self.pages, self.sides):
+            max_pages = max(_MOVED_AT_ONCE, max_bytes // pool.shape.num_bytes)
+            if moved_bytes := pool.empty_one_slab(max_pages):
+                self._trim()
+                return moved_bytes
+        return 0
 
     def check(self) -> None:
         """Raise AssertionError if a page is lost or owned twice."""
@@ -195,7 +214,7 @@ class PageStore:
 
     @property
     def epoch(self) -> int:
-        """Changes whenever pages moved or slabs went: addresses computed before are void."""
+        """Changes whenever pages moved: addresses computed before are void."""
         return sum(pages.pages.epoch + pages.sides.epoch for pages in self.groups)
 
     @property
@@ -207,7 +226,9 @@ class PageStore:
         """Empty slabs whose pages fit elsewhere, moving about `max_bytes`; returns bytes moved."""
         moved_bytes = 0
         for pages in self.groups:
-            while moved_bytes < max_bytes and (moved := pages.empty_one_slab()):
+            while moved_bytes < max_bytes and (
+                moved := pages.empty_one_slab(max_bytes - moved_bytes)
+            ):
                 moved_bytes += moved
         return moved_bytes
 
@@ -228,3 +249,7 @@ class PageStore:
             for pool in (pages.pages, pages.sides)
         )
         assert held == self.budget.cache_bytes, "slabs and their count differ"
+
+
+def _numbers(some: Iterable[int]) -> npt.NDArray[np.int64]:
+    return np.fromiter(some, np.int64)

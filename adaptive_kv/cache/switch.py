@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_kv.cache.formats import FORMAT_NAMES, gpu
+from adaptive_kv.cache.formats import FORMAT_NAMES, cpu, gpu
 from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.prefixes import Holder
 from adaptive_kv.cache.span import Span
@@ -124,16 +124,22 @@ def _convert(
 
 def rewrite(pages: GroupPages, block: Sequence[Page], new: Sequence[Page]) -> None:
     """Fill `new` pages with the tokens of `block`."""
-    sources, device = [pages.line(page) for page in block], pages.pages.device
-    if not gpu.can_convert(pages.group, sources, device):
-        rewrite_in_torch(pages, block, new)
-        return
+    group, device = pages.group, pages.pages.device
+    lines = pages.lines([*block, *new])
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
-    gpu.convert(pages.group, sources, [pages.line(page) for page in new], per_slab, device)
+    if cpu.can_convert(group, lines[: len(block)], device):
+        cpu.convert(group, lines[: len(block)], lines[len(block) :], per_slab)
+        return
+    tuples = [tuple(line) for line in lines.tolist()]
+    sources, targets = tuples[: len(block)], tuples[len(block) :]
+    if gpu.can_convert(group, sources, device):
+        gpu.convert(group, sources, targets, per_slab, device)
+    else:
+        rewrite_in_torch(pages, block, new)
 
 
 def rewrite_in_torch(pages: GroupPages, block: Sequence[Page], new: Sequence[Page]) -> None:
-    """As `rewrite`, page by page; the oracle of the kernel."""
+    """As `rewrite`, page by page; the oracle of the kernels."""
     target = pages.formats[new[0].format]
     parts = [
         pages.formats[page.format].read(make_run(pages, [page]), _ALL_LAYERS) for page in block

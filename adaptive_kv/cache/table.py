@@ -300,8 +300,7 @@ class SequenceCache:
         known = _NO_PAGES if table is None else table.lines
         new = self._tables[group][len(known) :]
         if table is None or new:
-            pages = self.store.groups[group]
-            lines = np.array([pages.line(page) for page in new], np.int64).reshape(-1, 6)
+            lines = self.store.groups[group].lines(new)
             mirror = None if table is None else table.mirror
             table = self._page_tables[group] = PageTable(np.concatenate([known, lines]), mirror)
         return table

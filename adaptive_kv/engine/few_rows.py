@@ -17,9 +17,11 @@ from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_loops import pointer
+from adaptive_kv.attention import cpu_vectors
 from adaptive_kv.attention.cpu_vectors import BYTES, Vectors
-from adaptive_kv.attention.jit import jit
+from adaptive_kv.cache.formats import cpu_words
+from adaptive_kv.cache.formats.cpu_words import pointer
+from adaptive_kv.jit import jit
 
 MAX_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 8}
 """By the type of the weight: with more rows, routines for many are faster."""
@@ -114,7 +116,7 @@ def _tile(
     return types.none(lanes, rows, outs, mark, *[types.int64] * 5), generate
 
 
-@jit(nogil=True)
+@jit(sources=(cpu_vectors, cpu_words), nogil=True)
 def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
     """From `[rows, in]` to `[groups, in / lanes, rows, lanes]`; rows that are missing are zero."""
     for g in range(packed.shape[0]):
@@ -127,7 +129,7 @@ def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
                     packed[g, place, r, i] = value
 
 
-@jit(nogil=True)
+@jit(sources=(cpu_vectors, cpu_words), nogil=True)
 def _multiply(
     lanes: Any,
     rows: Any,

@@ -2,13 +2,14 @@
 
     tokens    0 ................................................ T
     cache     | exact | what int4 or a window has left ........ |   decodes on
-    shadow    | full, exact: 16 tokens per step ... >             takes its place once it is there
+    shadow    | full, exact: a few tokens per step ... >          takes its place once it is there
 
 One sequence at a time gets a shadow, a full cache that begins at its first token: so neither gaps
 nor the model's own windows need care. It is given back before anybody goes without anything.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 from adaptive_kv.cache import switch
@@ -21,15 +22,25 @@ from adaptive_kv.engine.sequence import Sequence
 from adaptive_kv.events import Event, Healed
 from adaptive_kv.policy import Reading
 
-_STEP_TOKENS = 16
-"""How much is recomputed in a step that also decodes. On one CPU core such a step takes 1.2 to 1.9
-times as long with a model of 4M parameters, 1.4 to 2.5 times with one of 62M (1 or 4 sequences of
-256 to 2048 tokens); twice the tokens make it 1.4 to 2.3 and 1.7 to 3.4 times."""
+_MAX_TOKENS = 16
+"""More are not recomputed in a step that also decodes, however quick they are."""
+_MIN_TOKENS = 2
+"""With fewer it would never catch up: one more comes with each step."""
+_FIRST_TOKENS = 4
+"""Of a sequence, until it is known what they take."""
+_ROUND = 16
+"""Of so many steps one is quiet, which shows what a step takes without healing."""
+_NUM_QUIET = 3
+"""So many quiet steps come first; of the newest the quickest counts, as whatever else this box does
+only ever adds to one."""
 _MAX_REST_S = 600.0
 
 
 class Healer:
     """Gives sequences shadows and swaps them in; `clock` gives monotonic seconds.
+
+    Steps take longer by `max_share` of what they take otherwise: as many tokens are recomputed in
+    each as that leaves time for.
 
     It begins where nobody waits or is prefilled, and memory above the floor has room for twice
     the shadow; and, after the last change of mode, no sooner than after `least_rest_s`. Where
@@ -44,6 +55,7 @@ class Healer:
         emit: Callable[[Event], None],
         *,
         is_on: bool,
+        max_share: float,
         least_rest_s: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,6 +64,13 @@ class Healer:
         self._gauge = gauge
         self._emit = emit
         self._is_on = is_on
+        self._max_share = max_share
+        self._pace = float(_MAX_TOKENS)
+        self._quiet_s: deque[float] = deque(maxlen=_NUM_QUIET)
+        self._num_before_quiet = 0
+        self._num_new: int | None = None
+        """Of the step under way; 0 for a quiet one, None for one that is neither."""
+        self._tended_s = 0.0
         self._least_rest_s = least_rest_s
         self._next_rest_s = 0.0
         self._clock = clock
@@ -63,6 +82,7 @@ class Healer:
         """Begin, give way or finish, as `reading` and those who run and wait permit."""
         if not self._is_on:
             return
+        self._keep_pace()
         sequence = self._sequence
         if sequence is None:
             self._begin(reading)
@@ -76,8 +96,11 @@ class Healer:
         sequence = self._sequence
         if sequence is None or sequence.shadow is None or not self._is_idle:
             return []
+        if self._num_before_quiet == 0:
+            self._num_new = 0
+            return []
         # The last token is left to the sequence itself, which samples after it.
-        num_new = min(_STEP_TOKENS, max_tokens, self._num_left(sequence) - 1)
+        num_new = min(int(self._pace), max_tokens, self._num_left(sequence) - 1)
         if num_new < 1:
             return []
         switch.advance(sequence.shadow)  # the model's own windows have moved on
@@ -87,7 +110,25 @@ class Healer:
             check_shortage(error)
             sequence.drop_shadow()
             return []
+        self._num_new = num_new
         return [Chunk(sequence, sequence.shadow, sequence.shadow.num_stored, num_new)]
+
+    def _keep_pace(self) -> None:
+        """Recompute more or less in the next step, by what it took in the last one.
+
+        Some of that comes with the first token, so a few more are never as dear as it looks.
+        """
+        num_new, took_s = self._num_new, self._clock() - self._tended_s
+        self._num_new, self._tended_s = None, self._tended_s + took_s
+        if num_new == 0:
+            self._quiet_s.append(took_s)
+            self._num_before_quiet = _ROUND - 1 if len(self._quiet_s) == _NUM_QUIET else 0
+        elif num_new is not None:
+            self._num_before_quiet -= 1
+            usual_s = min(self._quiet_s)
+            more_s, may_s = took_s - usual_s, self._max_share * usual_s
+            factor = 2.0 if more_s <= 0 else min(max(may_s / more_s, 0.5), 2.0)
+            self._pace = min(max(num_new * factor, _MIN_TOKENS), _MAX_TOKENS)
 
     @property
     def _is_idle(self) -> bool:
@@ -104,6 +145,9 @@ class Healer:
                 sequence.shadow = SequenceCache(self._store, sequence.mode, sequence.tokens)
                 sequence.shadow.adopt()
                 self._sequence, self._started_s = sequence, now_s
+                self._pace = min(self._pace, _FIRST_TOKENS)
+                self._quiet_s.clear()
+                self._num_before_quiet = 0
                 return
 
     def _needs(self, sequence: Sequence) -> bool:
@@ -112,20 +156,19 @@ class Healer:
         is_settled = cache.settled_until is not None
         if not cache.mode.is_exact or cache.is_exact or not is_settled:
             return False
-        num_left = sequence.request.sampling.max_tokens - sequence.num_output
-        return num_left > _num_steps(len(sequence.tokens))
+        return _num_to_come(sequence) > self._num_steps(len(sequence.tokens))
 
     def _may_go_on(self, sequence: Sequence, reading: Reading) -> bool:
         return not self._scheduler.waiting and self._has_room(sequence, reading, 1)
 
     def _has_room(self, sequence: Sequence, reading: Reading, times: int) -> bool:
         """Whether a whole shadow fits, `times` of them above the floor."""
-        num_tokens = len(sequence.tokens) + _num_steps(self._num_left(sequence))
-        whole_bytes = self._gauge.chunk_bytes(num_tokens)
+        num_more = min(self._num_steps(self._num_left(sequence)), _num_to_come(sequence))
+        whole_bytes = self._gauge.chunk_bytes(len(sequence.tokens) + num_more)
         if times * whole_bytes > reading.memory.headroom_bytes:
             return False
         left_bytes = max(0, whole_bytes - sequence.shadow_bytes) + self._store.slab_bytes
-        num_new = _STEP_TOKENS + len(self._scheduler.running)
+        num_new = _MAX_TOKENS + len(self._scheduler.running)
         return self._store.has_room(left_bytes, self._gauge.step_bytes(num_new))
 
     def _num_left(self, sequence: Sequence) -> int:
@@ -136,7 +179,11 @@ class Healer:
     def _step_tokens(self) -> int:
         """How many tokens of one sequence a step takes beside the decodes of the others."""
         num_others = len(self._scheduler.running) - 1
-        return min(_STEP_TOKENS, self._gauge.step_tokens() - num_others)
+        return min(int(self._pace), self._gauge.step_tokens() - num_others)
+
+    def _num_steps(self, num_tokens: int) -> int:
+        """How many steps it takes to catch up so many tokens while one more comes with each."""
+        return -(-num_tokens // (int(self._pace) - 1))
 
     def _swap_in(self, sequence: Sequence, shadow: SequenceCache) -> None:
         """The few tokens that are left go through the model before the next one is sampled."""
@@ -160,6 +207,6 @@ class Healer:
             self._next_rest_s = min(2 * rest_s, _MAX_REST_S)
 
 
-def _num_steps(num_tokens: int) -> int:
-    """How many steps it takes to catch up so many tokens while one more comes with each."""
-    return -(-num_tokens // (_STEP_TOKENS - 1))
+def _num_to_come(sequence: Sequence) -> int:
+    """How many tokens it may still be given."""
+    return sequence.request.sampling.max_tokens - sequence.num_output

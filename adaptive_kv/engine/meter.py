@@ -41,6 +41,7 @@ class Meter:
         self._token_s = _Newest(_NUM_SAMPLES)
         self._by_mode: dict[CacheMode, _Newest] = {}
         self._typical_s: Mapping[CacheMode, float] = {}
+        self._usual_s: float | None = None
         self._finished: deque[tuple[float, int]] = deque()
         self._num_finished = 0
         self._latency = Latency(token_s=None, p50_s=None, p95_s=None)
@@ -71,7 +72,8 @@ class Meter:
             mode = next(iter(decoded))
             seen = self._by_mode.setdefault(mode, _Newest(_NUM_SAMPLES // 4))
             seen.add(duration_s)
-            self._typical_s = {**self._typical_s, mode: seen.quantile(0.5)}
+            self._usual_s = seen.quantile(0.5)
+            self._typical_s = {**self._typical_s, mode: self._usual_s}
 
     def latency(self) -> Latency:
         """Seconds per token over the last steps."""
@@ -80,6 +82,10 @@ class Meter:
     def token_s_by_mode(self) -> Mapping[CacheMode, float]:
         """Seconds per token last seen in each mode that was used; never changes afterwards."""
         return self._typical_s
+
+    def usual_s(self) -> float | None:
+        """Seconds of a typical step, in whichever mode one was last seen; None before any step."""
+        return self._usual_s or self.latency().p50_s
 
     def tokens_per_s(self, now_s: float) -> float:
         """Tokens of all sequences over the last seconds."""

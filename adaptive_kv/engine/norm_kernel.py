@@ -5,8 +5,8 @@ import torch
 from numba import carray
 from torch import Tensor
 
-from adaptive_kv.attention.cpu_loops import pointer
-from adaptive_kv.attention.jit import jit
+from adaptive_kv.cache.formats.cpu_words import pointer
+from adaptive_kv.jit import jit
 
 
 def normalize(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

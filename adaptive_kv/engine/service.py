@@ -181,6 +181,7 @@ def build_engine(
             gauge,
             emit,
             is_on=settings.cache.heal,
+            max_share=2 * settings.cache.switch_share,
             least_rest_s=lambda: controller.min_dwell_s,
             clock=clock,
         ),

@@ -84,6 +84,9 @@ class Worker:
         self._note = note
         self._clock = clock
         self._ragged: RaggedBatch | None = None
+        self._switched_s = 0.0
+        self._decode_s = 0.0
+        """What the last step that only decoded took besides converting pages."""
         self._num_steps = 0
         self._told_gist: tuple[object, ...] = ()
         self._told_s = 0.0
@@ -159,8 +162,10 @@ class Worker:
     def _switch(self, orders: Orders, reading: Reading) -> None:
         """Set modes, and convert a step's share of pages."""
         self._rescue.order(orders, reading)
+        started_s = self._clock()
         try:
             self._switcher.advance(self._scheduler.running, max_s=self._switch_s())
+            self._switched_s = self._clock() - started_s
             return
         except RuntimeError as error:
             check_shortage(error)
@@ -168,11 +173,16 @@ class Worker:
         self._make_room(shortage, is_step=False)  # a way up ends one rung lower
 
     def _switch_s(self) -> float | None:
-        """A step's share for converting pages; None, all at once, where memory is gone."""
+        """A step's share for converting pages, of what one took before; None, all at once, where
+        memory is gone.
+
+        On the way to a larger form the rest of a step takes longer, too, for up to half the share.
+        """
         if self._rescue.is_short:
             return None
-        typical_s = self._meter.token_s_by_mode().get(self._switcher.mode)
-        return self._switch_share * (typical_s or self._meter.latency().p50_s or math.inf)
+        usual_s = self._meter.usual_s() or math.inf
+        share_s = self._switch_share * usual_s
+        return min(share_s, max(usual_s + share_s - self._decode_s, share_s / 2))
 
     # Schedule
 
@@ -235,6 +245,8 @@ class Worker:
         self._commit(batch)
         now_s = self._clock()
         decoded = Counter(c.sequence.mode for c in batch.sampled)
+        if all(chunk.num_new == 1 for chunk in batch.chunks):
+            self._decode_s = now_s - started_s - self._switched_s
         is_typical = not (batch.is_healing or self._switcher.is_busy)
         self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=is_typical)
         self._tally.add_step(now_s - started_s, decoded)

@@ -160,7 +160,7 @@ def test_the_kernels_for_gpus_are_the_ones_that_answer_here() -> None:
     layers = LayerGroup((0,), 1, 16, 16, torch.float32)
     pages = make_store([layers], Keep()).groups[0]
     table = filled(make_store([layers], Keep()), "full", 3).page_table(0)
-    assert isinstance(kernels.make_decodes(pages, [(0, 2, None, table)], 16), gpu.DecodeRows)
+    assert isinstance(kernels.make_decodes(pages, [(0, 2, None, table, 1)], 16), gpu.DecodeRows)
     assert kernels.has_chunks(pages)
 
 
@@ -185,7 +185,7 @@ def test_pages_are_converted_to_the_same_bytes_as_by_torch(
     noise = [torch.randn(2, 2, TOKENS, dim) * torch.logspace(-4, 2, dim) for dim in dims]
     noise[0][..., 3], noise[1][:, :, 7] = 0.5, 0
     pages.formats[source].write(make_run(pages, sources), *(x.to(dtype) for x in noise))
-    lines = [[pages.line(page) for page in some] for some in (sources, mine)]
+    lines = [[tuple(line) for line in pages.lines(some).tolist()] for some in (sources, mine)]
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
     convert(pages.group, lines[0], lines[1], per_slab, CPU)
     switch.rewrite_in_torch(pages, sources, wanted)

@@ -174,3 +174,24 @@ def test_emptying_a_slab_moves_as_few_pages_as_possible() -> None:
     assert pool.empty_one_slab() == 64  # one page lived in the second slab
     assert pool.num_slabs == 2
     pool.check()
+
+
+def test_a_slab_may_be_emptied_a_few_pages_at_a_time() -> None:
+    pool = _pool(Budget())
+    taken = [pool.take("full", 0) for _ in range(11)]
+    pool.give([taken[0], *taken[3:5], taken[10]])
+    moved_bytes = [pool.empty_one_slab(max_pages=1) for _ in range(3)]
+    assert moved_bytes == [64, 64, 0]
+    assert (pool.num_slabs, sorted(page.id for page in taken[8:10])) == (2, [0, 3])
+    pool.check()
+
+
+def test_places_of_a_slab_that_is_being_emptied_may_be_taken_again() -> None:
+    pool = _pool(Budget())
+    taken = [pool.take("full", 0) for _ in range(11)]
+    pool.give([taken[0], *taken[3:5], taken[10]])
+    pool.empty_one_slab(max_pages=1)
+    more = [pool.take("full", 0) for _ in range(4)]
+    pool.check()
+    assert {page.id for page in more} == {3, 4, 8, 10}
+    assert taken[8].id == 0

@@ -18,6 +18,7 @@ from engines import (
     check_rest,
     faulty_attention,
     make_stand,
+    slow_attention,
     wanted,
 )
 from models import prepared, prompt
@@ -179,6 +180,50 @@ def test_a_policy_sees_memory_as_if_nobody_were_healed() -> None:
     assert during.memory.cache_bytes >= stand.store.used_bytes
 
 
+# How much of a step it takes
+
+
+def _healed_by_step(token_s: float, share: float, num_tokens: int) -> tuple[Stand, list[int]]:
+    """How many tokens each step recomputed, where one takes 100 s and `token_s` for each more."""
+    stand = make_stand(server=_ROOMY, cache={"switch_share": share, "prefix": False})
+    with slow_attention(stand.clock, lambda num_new: 100 + token_s * (num_new - 1)):
+        id_ = stand.post(prompt(150), num_tokens)
+        stand.step(2)
+        stand.pin("int4")
+        stand.step(3)
+        stand.pin("full")
+        sequence, num_stored, found = stand.sequence(id_), 0, []
+        while not stand.of_type(Healed):
+            stand.step()
+            assert stand.num_steps < 500
+            if sequence.shadow is not None:
+                found.append(sequence.shadow.num_stored - num_stored)
+                num_stored = sequence.shadow.num_stored
+        stand.run()
+    return stand, found
+
+
+def test_a_step_recomputes_as_much_as_its_share_leaves_time_for() -> None:
+    stand, found = _healed_by_step(token_s=10, share=0.25, num_tokens=_NUM_NEW)
+    assert found[:4] == [0, 0, 0, 4], "quiet steps come first, then few tokens"
+    assert set(found[4:]) == {0, 5}
+    (event,) = stand.of_type(Healed)
+    assert _continues_as_fresh(stand, event)
+
+
+def test_now_and_then_a_step_shows_what_one_takes_without_it() -> None:
+    _, found = _healed_by_step(token_s=20, share=0.25, num_tokens=300)
+    assert [place for place, num_new in enumerate(found) if num_new == 0][:5] == [0, 1, 2, 18, 34]
+    assert set(found[4:]) == {0, 2}
+
+
+def test_it_ends_though_a_share_leaves_time_for_nothing() -> None:
+    stand, found = _healed_by_step(token_s=1000, share=1e-9, num_tokens=300)
+    assert set(found[4:]) == {0, 2}
+    (event,) = stand.of_type(Healed)
+    assert _continues_as_fresh(stand, event)
+
+
 # Who is healed
 
 
@@ -323,7 +368,7 @@ def test_who_is_disturbed_again_and_again_rests_longer_each_time() -> None:
         num_steps = stand.num_steps
         while sequence.shadow is None:
             stand.step()
-            assert stand.num_steps < 200
+            assert stand.num_steps < 500
         rests.append(stand.num_steps - num_steps)
         sequence.drop_shadow()
     assert rests[1] < rests[2] < rests[3]

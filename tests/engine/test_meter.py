@@ -48,6 +48,17 @@ def test_a_step_that_also_heals_says_nothing_of_its_mode_but_is_seen() -> None:
     assert meter.latency().p50_s == 0.9
 
 
+def test_what_a_step_usually_takes_is_not_what_one_takes_that_converts_or_heals() -> None:
+    meter = Meter()
+    assert meter.usual_s() is None
+    meter.add_step(1.0, 0.4, {FULL: 1}, is_typical=False)
+    assert meter.usual_s() == 0.4
+    for time_s, mode in ((2.0, FULL), (3.0, INT4)):
+        meter.add_step(time_s, time_s / 10, {mode: 1})
+        meter.add_step(time_s, 0.9, {mode: 1}, is_typical=False)
+        assert meter.usual_s() == time_s / 10
+
+
 def test_throughput_counts_all_sequences_of_the_last_seconds_and_fades() -> None:
     meter = Meter()
     for number in range(11):

@@ -1,6 +1,7 @@
 """The switcher: pages follow orders, and every switch is told once, with what it took."""
 
-from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand
+import pytest
+from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand, slow_attention
 from models import prompt
 
 from adaptive_kv.engine.batch import OutOfMemory
@@ -72,6 +73,19 @@ def test_a_switch_takes_no_more_of_a_step_than_its_share() -> None:
         used_bytes.append(stand.store.used_bytes)
     assert len(used_bytes) >= 5
     assert used_bytes[-1] < used_bytes[0]
+
+
+@pytest.mark.parametrize(("now_s", "share_s"), [(80, 20), (100, 20), (105, 15), (150, 10)])
+def test_its_share_makes_room_for_what_a_larger_form_takes(now_s: float, share_s: float) -> None:
+    """Up to a half of it."""
+    stand = make_stand(cache={"switch_share": 0.2})
+    stand.post(prompt(60), 30)
+    took_s = 100.0
+    with slow_attention(stand.clock, lambda _: took_s):
+        stand.step(5)
+        took_s = now_s
+        stand.step()
+    assert stand.engine.worker._switch_s() == pytest.approx(share_s, abs=2)
 
 
 def test_a_way_back_up_frees_a_negative_number_of_bytes() -> None:
