@@ -23,7 +23,7 @@ from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.config import Settings, load_settings
-from adaptive_kv.engine import service, worker
+from adaptive_kv.engine import forward, service
 from adaptive_kv.engine.loading import LoadedModel, embedded_model
 from adaptive_kv.engine.mailbox import (
     Cancel,
@@ -313,7 +313,7 @@ def faulty_attention(faults: Faults) -> Iterator[None]:
             return super().attend(call, queries, keys, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "RaggedBatch", FaultyBatch)
+        patch.setattr(forward, "RaggedBatch", FaultyBatch)
         yield
 
 

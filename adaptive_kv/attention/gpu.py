@@ -63,6 +63,20 @@ def make_rows(
     return DecodeRows(pages, sent, tuple([table for *_, table in rows]), sinks, num_splits)
 
 
+def make_fixed_rows(
+    pages: GroupPages, rows: Tensor, sinks: int, *, has_packed: bool
+) -> "DecodeRows":
+    """Of `rows` that stay where they are on the device while others are written into them.
+
+    Whatever they will be: pages of every format, or full ones alone unless `has_packed`, and as
+    many splits as the longest sequences want. Rows without a token come to zeros.
+    """
+    sent = Sent(rows, has_int8=has_packed, has_int4=has_packed, num_blocks=_MAX_SPLITS)
+    num_programs = len(rows) * pages.group.num_kv_heads
+    num_splits = _num_splits(num_programs, sent.num_blocks, pages.pages.device)
+    return DecodeRows(pages, sent, (), sinks, num_splits)
+
+
 def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRows":
     """Of rows of many tokens. Raises `torch.OutOfMemoryError`."""
     sent = send(rows, pages.group.full_bits, pages.pages.device)
@@ -73,7 +87,8 @@ def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRow
 class DecodeRows:
     """Rows of the batch that decode one token each, and where their pages are, for one group.
 
-    Among the pages of the `tables` is the full one reserved for the new token.
+    Among the pages of the `tables` is the full one reserved for the new token. Rows that others
+    write on the device have none.
     """
 
     pages: GroupPages
@@ -97,7 +112,7 @@ class DecodeRows:
     ) -> None:
         """As `kernels.Rows.attend`, of rows that decode."""
         given = _rows_of(queries, keys, values)
-        num_rows, num_heads, dim = len(self.tables), queries.shape[0], values.shape[-1]
+        num_rows, num_heads, dim = len(self.sent.rows), queries.shape[0], values.shape[-1]
         parts = (num_rows, self.num_splits, num_heads)
         sums = torch.empty(*parts, dim, dtype=torch.float32, device=out.device)
         tops = torch.empty(*parts, 2, dtype=torch.float32, device=out.device)

@@ -16,7 +16,9 @@ from adaptive_kv.engine.calibrating import calibrated_at_load
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
+from adaptive_kv.engine.forward import Forward
 from adaptive_kv.engine.gauge import Gauge
+from adaptive_kv.engine.graphs import DecodeGraphs, capture_decodes
 from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
@@ -60,6 +62,8 @@ class Engine:
     budget: Budget
     tally: Tally
     controller: Controller
+    graphs: DecodeGraphs | None
+    """Steps that are replayed; None where nobody has tried."""
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
@@ -82,18 +86,21 @@ class Engine:
 
 
 def start_engine(
-    settings: Settings, events: EventLog, tell: Tell = untold, *, measures_speed: bool = True
+    settings: Settings, events: EventLog, tell: Tell = untold, *, warms_up: bool = True
 ) -> Engine:
     """Load everything, calibrate the model if that was not done before, and start working.
 
-    Whoever asks for one answer can go without `measures_speed`, which takes a second or more: costs
-    then only tell the latency of modes that were used. Raises `ModelError`, `ConfigError`,
-    `PolicyError` or `SensorError` where that cannot be.
+    Whoever asks for one answer can go without `warms_up`, which takes seconds: no step is captured
+    then, and costs only tell the latency of modes that were used. Raises `ModelError`,
+    `ConfigError`, `PolicyError` or `SensorError` where that cannot be.
     """
     loaded = load_model(settings.model, tell)
     calibration = calibrated_at_load(settings, loaded, tell)
-    speed = _measured_speed(settings, loaded, tell) if measures_speed else None
-    engine = build_engine(settings, loaded, events, calibration=calibration, speed=speed)
+    graphs = _captured(settings, loaded, tell) if warms_up else None
+    speed = _measured_speed(settings, loaded, graphs, tell) if warms_up else None
+    engine = build_engine(
+        settings, loaded, events, calibration=calibration, speed=speed, graphs=graphs
+    )
     engine.sensor.start()
     engine.thread.start()
     return engine
@@ -107,18 +114,20 @@ def build_engine(
     *,
     calibration: Calibration | None = None,
     speed: Speed | None = None,
+    graphs: DecodeGraphs | None = None,
 ) -> Engine:
     """Everything put together, nothing started: a test may step the worker itself.
 
     Formats that lose more than `cache.max_kl` by `calibration` are struck from the ladder. Without
-    `speed` costs only tell the latency of modes that were used.
+    `speed` costs only tell the latency of modes that were used, without `graphs` no step is
+    replayed.
     """
 
     def emit(event: Event) -> None:
         events.append(event)
 
     model = loaded.model
-    budget = Budget(settings.memory.budget, model.weights_bytes)
+    budget = Budget(settings.memory.budget, model.weights_bytes + _bytes_of(graphs))
     _check_budget(loaded, settings)
     store = _store(settings, model, budget)
     sensor = _sensor(settings, model, budget, events)
@@ -157,7 +166,7 @@ def build_engine(
         clock=clock,
     )
     worker = Worker(
-        model,
+        Forward(model, store, graphs),
         store,
         controller=controller,
         gauge=gauge,
@@ -201,6 +210,7 @@ def build_engine(
         budget=budget,
         tally=tally,
         controller=controller,
+        graphs=graphs,
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),
         sensor=sensor,
@@ -219,14 +229,33 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
     )
 
 
-def _measured_speed(settings: Settings, loaded: LoadedModel, tell: Tell) -> Speed | None:
+def _captured(settings: Settings, loaded: LoadedModel, tell: Tell) -> DecodeGraphs:
+    """Steps for as many sequences as may run."""
+    return capture_decodes(
+        loaded.model,
+        keep=make_keep(settings.cache),
+        slab_bytes=settings.cache.slab,
+        budget=make_start_budget(settings, loaded.model),
+        max_rows=settings.server.max_running,
+        tell=tell,
+    )
+
+
+def _bytes_of(graphs: DecodeGraphs | None) -> int:
+    return 0 if graphs is None else graphs.num_bytes
+
+
+def _measured_speed(
+    settings: Settings, loaded: LoadedModel, graphs: DecodeGraphs | None, tell: Tell
+) -> Speed | None:
     """Also has the kernels compiled before the first request comes."""
     started_s = time.monotonic()
     speed = measure_speed(
         loaded.model,
         keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
-        budget=make_start_budget(settings, loaded.model),
+        budget=make_start_budget(settings, loaded.model, _bytes_of(graphs)),
+        graphs=graphs,
         tell=tell,
     )
     _log.info(
