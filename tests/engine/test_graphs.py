@@ -1,0 +1,72 @@
+"""Decode steps that are captured at load: on this CPU, but for the capturing itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engines import KIB, check_empty, make_stand
+from models import make_module, prepared, prompt
+
+from adaptive_kv.cache.geometry import Keep
+from adaptive_kv.cache.slab import Budget
+from adaptive_kv.engine.graphs import DecodeGraphs, capture_decodes
+from adaptive_kv.engine.model import prepare
+
+_HERE = Path(__file__).parent
+
+
+def _captured(**options: object) -> DecodeGraphs:
+    given = {"keep": Keep(16, 32), "slab_bytes": 32 * KIB, "budget": Budget(), "max_rows": 4}
+    return capture_decodes(prepared(), **{**given, **options})  # type: ignore[arg-type]
+
+
+def test_run_by_the_interpreter_replayed_steps_are_those_that_run_layer_by_layer() -> None:
+    """In a process of its own: Triton asks at import whether it interprets."""
+    command = [sys.executable, "-m", "pytest", "-q", str(_HERE / "replayed.py")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        command, env=environment, cwd=_HERE.parents[1], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_on_a_cpu_nobody_tries_and_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    graphs = _captured()
+    assert not graphs
+    assert graphs.why_none is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_no_kernel_serves_runs_layer_by_layer_and_the_log_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    graphs = _captured(capture=lambda run: run)
+    assert not graphs
+    assert graphs.why_none is not None
+    assert "no kernel reads" in graphs.why_none
+    assert capsys.readouterr().out.count("decode_not_captured") == 1
+
+
+def test_what_was_captured_counts_against_the_budget_as_weights_do() -> None:
+    none = make_stand(cache={"slab": 32 * KIB})
+    some = make_stand(cache={"slab": 32 * KIB}, graphs=DecodeGraphs(none.store, num_bytes=5 * KIB))
+    kept_bytes = [stand.engine.budget.kept_bytes for stand in (none, some)]
+    assert kept_bytes[1] - kept_bytes[0] == 5 * KIB
+    some.post(prompt(20), 4)
+    some.run()
+    check_empty(some)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_real_graphs_give_what_steps_give_layer_by_layer() -> None:
+    module = make_module("llama", torch.bfloat16, head_dim=64).to("cuda")  # type: ignore[arg-type]
+    budget = Budget()
+    graphs = capture_decodes(
+        prepare(module), keep=Keep(), slab_bytes=1 << 20, budget=budget, max_rows=5
+    )
+    assert graphs.why_none is None
+    assert graphs.num_bytes > 0
+    assert budget.used_bytes == 0
