@@ -151,7 +151,14 @@ def build_engine(
         floor_bytes=settings.memory.floor,
         speed=speed,
     )
-    switcher = Switcher(store, controller.mode, settings.cache.switch_bytes_per_step, emit, clock)
+    switcher = Switcher(
+        store,
+        controller.mode,
+        settings.cache.switch_bytes_per_step,
+        emit,
+        clock,
+        None if speed is None else speed.convert_bytes_per_s,
+    )
     mailbox = Mailbox(starting_status(gauge.memory(clock()), controller, clock()))
     desk = Desk(
         mailbox,

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
+
 from adaptive_kv.attention.batch import Row
-from adaptive_kv.cache import costs
+from adaptive_kv.cache import costs, switch
 from adaptive_kv.cache.formats import FORMAT_NAMES
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
@@ -45,6 +47,9 @@ class Speed:
     """By format: every stored token of a sequence."""
     new_token_s: float
     """Every further token of a sequence that goes through the model in the same step."""
+    convert_bytes_per_s: float | None = None
+    """Bytes of pages that a switch reads and writes per second; None where a clock sees by itself
+    how long one takes, because nothing is left to a device."""
 
     def token_s(self, mode: CacheMode, lengths: Sequence[int], sinks: int) -> float:
         """What a token takes, as each of the sequences of `lengths` tokens sees it, all in `mode`.
@@ -110,6 +115,10 @@ class _Timer:
                     **{name: self._decodes(name, [num_tokens]) for name in formats},
                 }
             )
+            bytes_per_s = None
+            if self._model.device.type == "cuda":
+                cache = self._filled("full", num_tokens)
+                bytes_per_s = convert_speed(cache, [*formats[1:], "full"])
         finally:
             for cache in self._caches:
                 cache.drop()
@@ -122,6 +131,7 @@ class _Timer:
             row_s=more_s("rows") / (_NUM_ROWS - 1),
             context_token_s={name: more_s(name) / (num_tokens - _SHORT) for name in formats},
             new_token_s=more_s("new") / _NUM_NEW,
+            convert_bytes_per_s=bytes_per_s,
         )
 
     def _decodes(self, mode: str, lengths: Sequence[int]) -> list[Row]:
@@ -161,3 +171,27 @@ class _Timer:
             logits = self._forward(rows, [0] * len(positions), positions, last)
             logits[0, 0].item()  # a device has only finished once something was read
             return time.perf_counter() - started_s
+
+
+def convert_speed(cache: SequenceCache, formats: Sequence[str]) -> float | None:
+    """Bytes per second of the slowest switch from one format to the next, the launching included.
+
+    None where the cache has too few tokens for any. Raises what an allocator says.
+    """
+    found = [[_convert_speed(cache, name) for name in formats] for _ in range(2)]
+    best = [max(speeds) for speeds in zip(*found, strict=True)]
+    return min((speed for speed in best if speed > 0), default=None)
+
+
+def _convert_speed(cache: SequenceCache, format_name: str) -> float:
+    _wait(cache.store.device)
+    started_s = time.perf_counter()
+    cache.mode = CacheMode(format_name)
+    moved_bytes = switch.advance(cache).moved_bytes
+    _wait(cache.store.device)
+    return moved_bytes / (time.perf_counter() - started_s)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -4,6 +4,7 @@ from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand
 from models import prompt
 
 from adaptive_kv.engine.batch import OutOfMemory
+from adaptive_kv.engine.speed import Speed
 from adaptive_kv.events import Event, ModeChanged, OomAverted, SequenceSwitched, Switched
 
 
@@ -72,6 +73,28 @@ def test_a_switch_takes_no_more_of_a_step_than_its_share() -> None:
         used_bytes.append(stand.store.used_bytes)
     assert len(used_bytes) >= 5
     assert used_bytes[-1] < used_bytes[0]
+
+
+def test_where_a_device_converts_what_it_was_measured_to_do_bounds_a_step() -> None:
+    """Not a clock, which has all the time in the world here: one block of pages in every step."""
+    speed = Speed(
+        step_s=0.01,
+        row_s=0.0,
+        context_token_s={"full": 0.0},
+        new_token_s=0.0,
+        convert_bytes_per_s=1e-9,
+    )
+    stand = make_stand(speed=speed, server={"max_tokens_per_step": 512})
+    for seed in range(3):
+        stand.post(prompt(150, seed=seed), 60)
+    stand.step(2)
+    stand.pin("int4")
+    num_steps = 0
+    while not stand.of_type(ModeChanged):
+        stand.step()
+        check(stand)
+        num_steps += 1
+    assert num_steps >= 5
 
 
 def test_a_way_back_up_frees_a_negative_number_of_bytes() -> None:
