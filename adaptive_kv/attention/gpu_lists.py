@@ -23,8 +23,8 @@ from adaptive_kv.attention.interface import NO_WINDOW
 from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.table import PageTable
 
-PAGES_AT_ONCE = 4
-"""So many full pages are one tile."""
+_PAGES_AT_ONCE = 4
+"""So many full pages are worth a split, as one packed page is."""
 
 _LINE_WORDS = 5
 _MIN_LINES = 64
@@ -54,7 +54,7 @@ class Sent:
     has_int8: bool
     has_int4: bool
     num_blocks: int
-    """How many tiles of pages the longest row reads."""
+    """How many splits the longest row has work for."""
 
 
 @functools.cache
@@ -77,7 +77,7 @@ def send(rows: Sequence[Row], full_bits: int, device: torch.device) -> Sent:
         rows=sent[new.size :].view(numbers.shape),
         has_int8=bool(num_int8.any()),
         has_int4=bool(num_int4.any()),
-        num_blocks=int((num_full // PAGES_AT_ONCE + num_int8 + num_int4).max()),
+        num_blocks=int((num_full // _PAGES_AT_ONCE + num_int8 + num_int4).max()),
     )
 
 

@@ -11,12 +11,10 @@ A capture is not believed: its replay must give the logits that the same step gi
 layer by layer. Where it does not, or capturing fails, every step of this model runs so.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
-import structlog
 import torch
 from torch import Tensor
 
@@ -46,7 +44,6 @@ _PACKED = tuple(map(CacheMode, ("int4", "int8", "window:64+int4")))
 _FULL = CacheMode("full")
 _MAX_NOISE = 1024
 _MAX_WHY_CHARS = 300
-_log = structlog.get_logger(__name__)
 
 
 class DecodeGraphs:
@@ -74,6 +71,11 @@ class DecodeGraphs:
     def __bool__(self) -> bool:
         """Whether anything was captured."""
         return bool(self._replays)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of rows."""
+        return sorted({size for size, _ in self._replays})
 
     def fits(self, store: PageStore) -> bool:
         """Whether pages of this store are laid out as those that were captured with."""
@@ -105,9 +107,8 @@ def capture_decodes(
 ) -> DecodeGraphs:
     """Capture steps of up to `max_rows` rows; takes pages from `budget`, and gives them back.
 
-    Without `capture` only on CUDA. Where that cannot be, the log says why, once.
+    Without `capture` only on CUDA. Whatever stands in the way is no error: the answer says why.
     """
-    started_s = time.monotonic()
     # What is recent is packed, too: short sequences have pages of every format then.
     store = PageStore(
         model.groups,
@@ -123,24 +124,16 @@ def capture_decodes(
     held_bytes = _held_bytes(model.device)
     try:
         if not can_fix(store):
-            raise _NotCapturedError("no kernel reads its keys and values where they lie")
+            raise _NotCapturedError(f"no kernel reads its {_kinds(model)} where they lie")
         buffers = StepBuffers(store, _sizes(max_rows)[-1])
         with _Trial(model, store, buffers) as trial:
             replays = trial.captures(capture or CudaCapture(model.device))
     except Exception as error:  # noqa: BLE001 - whatever stands in the way, a step can do without
-        _log.warning("decode_not_captured", reason=_why(error))
         return DecodeGraphs(store, why_none=_why(error))
     num_bytes = max(0, _held_bytes(model.device) - held_bytes)
     if num_bytes > budget.room_bytes():
         why = f"captured steps take {num_bytes} bytes, for which there is no room"
-        _log.warning("decode_not_captured", reason=why)
         return DecodeGraphs(store, why_none=why)
-    _log.info(
-        "decode_captured",
-        rows=sorted({size for size, _ in replays}),
-        num_bytes=num_bytes,
-        duration_s=round(time.monotonic() - started_s, 3),
-    )
     return DecodeGraphs(store, buffers, replays, num_bytes=num_bytes)
 
 
@@ -227,6 +220,12 @@ class _Trial:
 def _sizes(max_rows: int) -> tuple[int, ...]:
     """Those needed for up to `max_rows` rows."""
     return tuple(size for fewer, size in pairwise((0, *_SIZES)) if fewer < max_rows)
+
+
+def _kinds(model: Model) -> str:
+    """What its keys and values are like."""
+    found = {f"{g.dtype}".removeprefix("torch.") + f" heads of {g.key_dim}" for g in model.groups}
+    return ", ".join(sorted(found))
 
 
 def _layout(store: PageStore) -> tuple[object, ...]:

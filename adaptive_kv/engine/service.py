@@ -18,7 +18,7 @@ from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
 from adaptive_kv.engine.forward import Forward
 from adaptive_kv.engine.gauge import Gauge
-from adaptive_kv.engine.graphs import DecodeGraphs, capture_decodes
+from adaptive_kv.engine.graphs import Capture, DecodeGraphs, capture_decodes
 from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
@@ -236,16 +236,30 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
     )
 
 
-def _captured(settings: Settings, loaded: LoadedModel, tell: Tell) -> DecodeGraphs:
-    """Steps for as many sequences as may run."""
-    return capture_decodes(
+def _captured(
+    settings: Settings, loaded: LoadedModel, tell: Tell, capture: Capture | None = None
+) -> DecodeGraphs:
+    """Steps for as many sequences as may run; the log says what came of it, where it was tried."""
+    started_s = time.monotonic()
+    graphs = capture_decodes(
         loaded.model,
         keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
         budget=make_start_budget(settings, loaded.model),
         max_rows=settings.server.max_running,
+        capture=capture,
         tell=tell,
     )
+    if graphs.why_none is not None:
+        _log.warning("decode_not_captured", reason=graphs.why_none)
+    elif graphs:
+        _log.info(
+            "decode_captured",
+            rows=graphs.sizes,
+            num_bytes=graphs.num_bytes,
+            duration_s=round(time.monotonic() - started_s, 3),
+        )
+    return graphs
 
 
 def _bytes_of(graphs: DecodeGraphs | None) -> int:

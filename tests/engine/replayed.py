@@ -172,19 +172,14 @@ class NotANumber:
 
 
 @pytest.mark.parametrize("capture", [Stale(), ForgetsTheLast(), NotANumber()])
-def test_a_replay_whose_logits_differ_is_refused(
-    capture: Capture, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_replay_whose_logits_differ_is_refused(capture: Capture) -> None:
     graphs = captured(small(), capture, max_rows=2)
     assert not graphs
     assert graphs.why_none is not None
     assert "logits differ by" in graphs.why_none
-    assert capsys.readouterr().out.count("decode_not_captured") == 1
 
 
-def test_where_capturing_raises_every_step_runs_layer_by_layer_and_the_log_says_so_once(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_where_capturing_raises_every_step_runs_layer_by_layer_and_it_is_known_why() -> None:
     def capture(run: Callable[[], Tensor]) -> Replay:
         run()
         try:
@@ -194,9 +189,6 @@ def test_where_capturing_raises_every_step_runs_layer_by_layer_and_the_log_says_
 
     graphs = captured(small(), capture)
     assert graphs.why_none == "RuntimeError: operation not permitted when stream is capturing"
-    told = capsys.readouterr().out
-    assert told.count("decode_not_captured") == 1
-    assert "operation not permitted" in told
     stand = make_stand(small(), graphs=graphs)
     stand.post(prompt(20), 4)
     stand.run()

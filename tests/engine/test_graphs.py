@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from engines import KIB, check_empty, make_stand
+from engines import EOS, KIB, check_empty, make_settings, make_stand, tokenizer
 from models import make_module, prepared, prompt
 
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
-from adaptive_kv.engine.graphs import DecodeGraphs, capture_decodes
+from adaptive_kv.engine import service
+from adaptive_kv.engine.graphs import Capture, DecodeGraphs, capture_decodes
+from adaptive_kv.engine.loading import LoadedModel
 from adaptive_kv.engine.model import prepare
+from adaptive_kv.progress import untold
 
 _HERE = Path(__file__).parent
 
 
-def _captured(**options: object) -> DecodeGraphs:
-    given = {"keep": Keep(16, 32), "slab_bytes": 32 * KIB, "budget": Budget(), "max_rows": 4}
-    return capture_decodes(prepared(), **{**given, **options})  # type: ignore[arg-type]
+def _captured(capture: Capture | None = None) -> DecodeGraphs:
+    loaded = LoadedModel(
+        name="tiny", model=prepared(), tokenizer=tokenizer(), eos_ids=frozenset({EOS})
+    )
+    return service._captured(make_settings(), loaded, untold, capture)
 
 
 def test_run_by_the_interpreter_replayed_steps_are_those_that_run_layer_by_layer() -> None:
@@ -43,11 +48,13 @@ def test_on_a_cpu_nobody_tries_and_nothing_is_said(capsys: pytest.CaptureFixture
 def test_a_model_that_no_kernel_serves_runs_layer_by_layer_and_the_log_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    graphs = _captured(capture=lambda run: run)
+    graphs = _captured(lambda run: run)
     assert not graphs
     assert graphs.why_none is not None
-    assert "no kernel reads" in graphs.why_none
-    assert capsys.readouterr().out.count("decode_not_captured") == 1
+    assert "no kernel reads its float32 heads of 16" in graphs.why_none
+    told = capsys.readouterr().out
+    assert told.count("decode_not_captured") == 1
+    assert graphs.why_none in told
 
 
 def test_what_was_captured_counts_against_the_budget_as_weights_do() -> None:
