@@ -31,8 +31,10 @@ _CANDIDATES: dict[str, tuple[int, ...]] = {
     "chunk_tile": (16, 64),
 }
 _DRY = ("programs_per_core", "chunk_tile")
-_CASES = (("full", 16_384, 1, 1), ("int4", 16_384, 1, 1), ("full", 2048, 1, 16))
-_CASES += (("int8", 2048, 1, 16), ("full", 4096, 512, 1), ("int4", 4096, 512, 1))
+_CASES = (
+    *(("full", 16_384, 1, 1), ("int4", 16_384, 1, 1), ("full", 2048, 1, 16)),
+    *(("int8", 2048, 1, 16), ("full", 4096, 512, 1), ("int4", 4096, 512, 1)),
+)
 """The mode, tokens of context, new tokens, and sequences that have so many."""
 _TOLERANCE = 3e-2
 _ENOUGH = 0.97

@@ -83,9 +83,10 @@ class _Steps:
 
 def _num_waits(place: Place, act: Callable[[], None]) -> int:
     if place.is_dry:
-        with _Watch() as watch, _Operators(watch):
+        seen_here: list[str] = []
+        with _Watch(seen_here), _Operators(seen_here):
             act()
-        return watch.num
+        return len(seen_here)
     with _told_of_waits() as seen:
         act()
     return sum("synchronizing" in str(one.message) for one in seen)
@@ -103,29 +104,29 @@ def _told_of_waits() -> Iterator[list[warnings.WarningMessage]]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-class _Watch(TorchFunctionMode):  # type: ignore[misc] # torch leaves it unannotated
-    """Counts what Python reads of tensors, which on a GPU would wait."""
+class _Watch(TorchFunctionMode):
+    """Notes what Python reads of tensors, which on a GPU would wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, seen: list[str]) -> None:
         super().__init__()
-        self.num = 0
+        self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do as asked."""
         if getattr(func, "__name__", "") in _READING:
-            self.num += 1
+            self._seen.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
 class _Operators(TorchDispatchMode):
-    """Counts operators inside of others that would wait."""
+    """Notes operators inside of others that would wait."""
 
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()
-        self._watch = watch
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do as asked."""
         if func.name().partition(".")[0] in _WAITING:
-            self._watch.num += 1
+            self._seen.append(func.name())
         return func(*args, **(kwargs or {}))
