@@ -1,9 +1,12 @@
 """What torch calls a CUDA graph: everything that a function starts on the device, as one thing."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+Run = Callable[[], Tensor]
 
 
 class CudaCapture:
@@ -17,7 +20,7 @@ class CudaCapture:
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, run: Run) -> Run:
         """Run a function once, then capture it; the answer repeats it, into the same memory.
 
         Raises whatever is not possible while capturing, as waiting for the device.
@@ -32,9 +35,18 @@ class CudaCapture:
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
             out = run()
+        return _Replay(graph, out, run)
 
-        def replay() -> Tensor:
-            graph.replay()
-            return out
 
-        return replay
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """A graph, and what must live as long as it does."""
+
+    graph: torch.cuda.CUDAGraph
+    out: Tensor
+    run: Run
+    """Holds tensors that the graph reads and that nobody else knows."""
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.out

@@ -63,7 +63,7 @@ class Engine:
     tally: Tally
     controller: Controller
     graphs: DecodeGraphs | None
-    """Steps that are replayed; None where nobody has tried."""
+    """Steps that are replayed; None where nobody was to capture any."""
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
@@ -96,7 +96,8 @@ def start_engine(
     """
     loaded = load_model(settings.model, tell)
     calibration = calibrated_at_load(settings, loaded, tell)
-    graphs = _captured(settings, loaded, tell) if warms_up else None
+    may_capture = warms_up and settings.model.graphs
+    graphs = _captured(settings, loaded, tell) if may_capture else None
     speed = _measured_speed(settings, loaded, graphs, tell) if warms_up else None
     engine = build_engine(
         settings, loaded, events, calibration=calibration, speed=speed, graphs=graphs

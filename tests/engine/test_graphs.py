@@ -10,9 +10,11 @@ import torch
 from engines import EOS, KIB, check_empty, make_settings, make_stand, tokenizer
 from models import make_module, prepared, prompt
 
+from adaptive_kv.attention.batch import Row
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.engine import service
+from adaptive_kv.engine.forward import Forward
 from adaptive_kv.engine.graphs import Capture, DecodeGraphs, capture_decodes
 from adaptive_kv.engine.loading import LoadedModel
 from adaptive_kv.engine.model import prepare
@@ -69,11 +71,27 @@ def test_what_was_captured_counts_against_the_budget_as_weights_do() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_real_graphs_give_what_steps_give_layer_by_layer() -> None:
+    """Long after they were captured, too."""
     module = make_module("llama", torch.bfloat16, head_dim=64).to("cuda")  # type: ignore[arg-type]
-    budget = Budget()
+    model, budget = prepare(module), Budget()
     graphs = capture_decodes(
-        prepare(module), keep=Keep(), slab_bytes=1 << 20, budget=budget, max_rows=5
+        model, keep=Keep(16, 32), slab_bytes=32 * KIB, budget=budget, max_rows=5
     )
     assert graphs.why_none is None
     assert graphs.num_bytes > 0
     assert budget.used_bytes == 0
+    stand = make_stand(model, graphs=graphs)
+    for seed in range(5):
+        stand.post(prompt(100 + seed, seed=seed), 40)
+    for mode in ("full", "int8", "int4"):
+        stand.pin(mode)
+        stand.step(5)
+    rows = [Row(s.cache, s.cache.num_stored, 1) for s in stand.scheduler.running]
+    ids = [s.tokens[-1] for s in stand.scheduler.running]
+    positions = [row.position for row in rows]
+    for row in rows:
+        row.cache.reserve(1)
+    wanted = Forward(model, stand.store)(rows, ids, positions, range(len(rows))).float()
+    found = graphs.forward(rows, ids)
+    assert found is not None
+    assert (found.float() - wanted).abs().max() <= 0.1 * wanted.abs().max()
