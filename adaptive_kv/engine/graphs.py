@@ -3,9 +3,9 @@
     rows of a step    1  2  3  4  5 6 7 8  9 ...      five rows are a step of eight, three of
     captured for      1  2     4        8     16 ...  whose rows are not there
 
-Launching the kernels of a step one by one takes the host longer than a GPU takes for a small model.
-What differs between steps is data in `StepBuffers`, so nothing is ever captured again; whether any
-page is packed chooses between two captures of the same size. docs/decisions/0007-graphs.md.
+Launching the kernels of a step one by one may take the host longer than they take a GPU. What
+differs between steps is data in `StepBuffers`, so nothing is ever captured again; whether any page
+is packed chooses between two captures of the same size. docs/decisions/0007-graphs.md.
 
 A capture is not believed: its replay must give the logits that the same step gives when it runs
 layer by layer. Where it does not, or capturing fails, every step of this model runs so.
@@ -39,7 +39,7 @@ Replay = Callable[[], Tensor]
 Capture = Callable[[Callable[[], Tensor]], Replay]
 
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64)
-"""Of more rows than the last one, launching no longer takes longer than the device does."""
+"""Steps of more rows run layer by layer: more of them share what launching takes."""
 _PACKED = tuple(map(CacheMode, ("int4", "int8", "window:64+int4")))
 _FULL = CacheMode("full")
 _MAX_NOISE = 1024
@@ -91,8 +91,8 @@ class DecodeGraphs:
             return None
         if not all(row.num_new == 1 and row.is_stored for row in rows):
             return None
-        has_packed = self._buffers.write(ids, rows)
-        return self._replays[size, has_packed]()[: len(rows)]
+        replay = self._replays.get((size, self._buffers.write(ids, rows)))
+        return None if replay is None else replay()[: len(rows)]
 
 
 def capture_decodes(
@@ -176,8 +176,9 @@ class _Trial:
                 caches = [self._cache(mode, n) for n, mode in enumerate([*modes, _FULL])]
                 for fewer, size in reversed(list(pairwise((0, *_sizes(num_rows))))):
                     replay = capture(self._step(size, has_packed=has_packed))
-                    self._compare(replay, caches, size)
-                    self._compare(replay, caches[1:] + caches[:1], fewer + 1)
+                    for some, num in ((caches, size), (caches[1:] + caches[:1], fewer + 1)):
+                        if self._compare(replay, some, num) != has_packed:
+                            raise _NotCapturedError("no page could be packed for comparing")
                     found[size, has_packed] = replay
         return found
 
@@ -188,15 +189,15 @@ class _Trial:
         every = torch.arange(size, device=self._model.device)
         return partial(self._model.forward_there, ids, positions, every, step)
 
-    def _compare(self, replay: Replay, caches: Sequence[SequenceCache], num_rows: int) -> None:
-        """Raise where so many rows are not answered as they are layer by layer."""
-        rows = [Row(caches[n % len(caches)], 0, 1) for n in range(num_rows)]
-        rows = [Row(row.cache, row.cache.num_stored, 1) for row in rows]
+    def _compare(self, replay: Replay, caches: Sequence[SequenceCache], num_rows: int) -> bool:
+        """Raise where so many rows are not answered as layer by layer; whether any is packed."""
+        some = [caches[n % len(caches)] for n in range(num_rows)]
+        rows = [Row(cache, cache.num_stored, 1) for cache in some]
         positions = [row.position for row in rows]
         ids = [(7 * position + 3) % self._model.widths.vocab for position in positions]
         batch = RaggedBatch(self._store, rows)
         wanted = self._model.forward(ids, positions, range(num_rows), batch).float()
-        self._buffers.write(ids, rows)
+        has_packed = self._buffers.write(ids, rows)
         found = replay()[:num_rows].float()
         error = float((found - wanted).abs().max() / wanted.abs().max())
         limit = TOLERANCE[self._model.module.dtype]
@@ -204,6 +205,7 @@ class _Trial:
             raise _NotCapturedError(
                 f"replayed for {num_rows} rows, logits differ by {error:.1e} (limit {limit})"
             )
+        return has_packed
 
     def _cache(self, mode: CacheMode, number: int) -> SequenceCache:
         """Of noise; each has a length of its own."""
