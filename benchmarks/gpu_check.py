@@ -27,7 +27,7 @@ from typing import Any
 _LONGEST_S = 500.0
 _SQUEEZE_S = 130.0
 """Kept for the last part."""
-_TUNE_S = 60.0
+_TUNE_S = 120.0
 """Kept for what comes before it."""
 _KERNELS = ("torch", "transformers", "triton", "numpy")
 _ENGINE = (

@@ -55,7 +55,7 @@ def tune(place: Place, left_s: Callable[[], float]) -> dict[str, Any]:
 
     def measured(tuning: Tuning) -> dict[str, Any]:
         changed = {k: v for k, v in asdict(tuning).items() if v != getattr(DEFAULT, k)}
-        if left_s() < 60 and not place.is_dry:
+        if left_s() < 20 and not place.is_dry:
             return {"tuning": changed, "left_out": "no time"}
         try:
             with _tuned(capability, tuning):

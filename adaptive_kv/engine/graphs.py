@@ -196,16 +196,32 @@ class _Trial:
         positions = [row.position for row in rows]
         ids = [(7 * position + 3) % self._model.widths.vocab for position in positions]
         batch = RaggedBatch(self._store, rows)
-        wanted = self._model.forward(ids, positions, range(num_rows), batch).float()
+        wanted = self._model.forward(ids, positions, range(num_rows), batch)
+        wanted_rows = self._take_newest(some)
         has_packed = self._buffers.write(ids, rows)
-        found = replay()[:num_rows].float()
-        error = float((found - wanted).abs().max() / wanted.abs().max())
+        self._check("logits", replay()[:num_rows], wanted)
+        for found, one in zip(self._take_newest(some), wanted_rows, strict=True):
+            self._check("keys and values", found, one)
+        return has_packed
+
+    def _check(self, what: str, found: Tensor, wanted: Tensor) -> None:
+        error = float((found - wanted).float().abs().max() / wanted.float().abs().max())
         limit = TOLERANCE[self._model.module.dtype]
         if not error <= limit:  # NaN, too, is refused
             raise _NotCapturedError(
-                f"replayed for {num_rows} rows, logits differ by {error:.1e} (limit {limit})"
+                f"{what} of a replayed step differ by {error:.1e} (limit {limit})"
             )
-        return has_packed
+
+    def _take_newest(self, caches: Sequence[SequenceCache]) -> list[Tensor]:
+        """Keys and values that the step has written; in their places nothing is left."""
+        found = []
+        for cache in dict.fromkeys(caches):
+            for group, pages in enumerate(self._store.groups):
+                ((number, index, slot),) = cache.places(group, 1)
+                for view in pages.full.views(pages.pages.slab(number)):
+                    found.append(view[:, :, index, slot].clone())
+                    view[:, :, index, slot] = 0
+        return found
 
     def _cache(self, mode: CacheMode, number: int) -> SequenceCache:
         """Of noise; each has a length of its own."""

@@ -171,12 +171,33 @@ class NotANumber:
         return lambda: torch.full_like(run(), torch.nan)
 
 
+class KeepsNothing:
+    """Captures steps whose keys and values get lost."""
+
+    def __call__(self, run: Any) -> Replay:
+        def replay() -> Tensor:
+            logits: Tensor = run()
+            (decodes,) = run.args[-1]._decodes
+            for slab in decodes.pages.pages._slabs.values():
+                slab.values.zero_()
+            return logits
+
+        return replay
+
+
 @pytest.mark.parametrize("capture", [Stale(), ForgetsTheLast(), NotANumber()])
 def test_a_replay_whose_logits_differ_is_refused(capture: Capture) -> None:
     graphs = captured(small(), capture, max_rows=2)
     assert not graphs
     assert graphs.why_none is not None
-    assert "logits differ by" in graphs.why_none
+    assert "logits of a replayed step differ by" in graphs.why_none
+
+
+def test_a_replay_that_keeps_other_keys_and_values_is_refused() -> None:
+    graphs = captured(small(), KeepsNothing(), max_rows=2)
+    assert not graphs
+    assert graphs.why_none is not None
+    assert "keys and values of a replayed step differ by" in graphs.why_none
 
 
 def test_where_capturing_raises_every_step_runs_layer_by_layer_and_it_is_known_why() -> None:
