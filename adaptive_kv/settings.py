@@ -134,6 +134,8 @@ class ModelSettings(Section):
     revision: str | None = None
     quantization: str | None = None
     """How the weights are quantized; none is as they are stored."""
+    graphs: bool = True
+    """Whether decode steps are captured at load on a GPU, and replayed."""
 
 
 class ServerSettings(Section):

@@ -30,9 +30,9 @@ from adaptive_kv.engine.mailbox import (
     Request,
     SamplingParams,
 )
+from adaptive_kv.engine.noise import fill_with_noise
 from adaptive_kv.engine.sequence import Sequence as Live
 from adaptive_kv.engine.service import build_engine
-from adaptive_kv.engine.speed import fill_with_noise
 from adaptive_kv.events import EventLog
 from adaptive_kv.policy import CacheMode
 

@@ -1,6 +1,7 @@
 """Everything that only a GPU can tell, in one run of less than nine minutes: `make gpu-check`.
 
-Are kernels right, how fast are decode steps, prefill and switches, and does anything fail while a
+Are kernels right, how often does a step wait for the device, how fast are decode steps, prefill and
+switches, are kernels started as they should be on this GPU, and does anything fail while a
 neighbour takes the memory? Needs a CUDA device, torch and transformers; no network, and nothing
 need be installed:
 
@@ -26,6 +27,8 @@ from typing import Any
 _LONGEST_S = 500.0
 _SQUEEZE_S = 130.0
 """Kept for the last part."""
+_TUNE_S = 120.0
+"""Kept for what comes before it."""
 _KERNELS = ("torch", "transformers", "triton", "numpy")
 _ENGINE = (
     *(*_KERNELS, "structlog", "pydantic", "pydantic_settings", "pynvml", "tokenizers"),
@@ -138,7 +141,22 @@ def _kernels(is_dry: bool, report: dict[str, Any], _: Callable[[], float]) -> di
 def _decodes(is_dry: bool, report: dict[str, Any], left_s: Callable[[], float]) -> list[Any]:
     from gpu_decode import measure_decodes
 
-    return measure_decodes(_place(is_dry), _bandwidth(report), left_s)
+    return measure_decodes(_place(is_dry), _bandwidth(report), lambda: left_s() - _TUNE_S)
+
+
+def _waits(is_dry: bool, *_: Any) -> list[Any]:
+    from gpu_waits import check_waits
+
+    return check_waits(_place(is_dry))
+
+
+def _tuning(is_dry: bool, _: dict[str, Any], left_s: Callable[[], float]) -> dict[str, Any]:
+    from gpu_tune import tune
+
+    found = tune(_place(is_dry), left_s)
+    if found["line"] is not None:
+        _say(f"for adaptive_kv/attention/gpu_tuning.py: {found['line']}")
+    return found
 
 
 def _bandwidth(report: dict[str, Any]) -> float:
@@ -154,7 +172,9 @@ def _squeeze(is_dry: bool, *_: Any) -> dict[str, Any]:
 _PARTS: tuple[tuple[str, tuple[str, ...], Callable[..., Any]], ...] = (
     ("machine", _KERNELS, _machine),
     ("kernels", _KERNELS, _kernels),
+    ("waits", _KERNELS, _waits),
     ("decode", _KERNELS, _decodes),
+    ("tuning", _KERNELS, _tuning),
     ("squeeze", _ENGINE, _squeeze),
 )
 
@@ -169,6 +189,9 @@ def _faults(report: dict[str, Any]) -> list[str]:
     kernels = report["kernels"]
     for part in ("attention", "switches"):
         faults += [f"{part}: {it['case']}" for it in kernels.get(part, ()) if not it["is_right"]]
+    waits = report["waits"]
+    if isinstance(waits, list):
+        faults += [f"waits: {it['case']}: {it['waits']}" for it in waits if not it["is_right"]]
     squeezed = report["squeeze"]
     if not squeezed.get("is_right", True):
         faults.append(f"squeeze: {squeezed['failed']} failed, {squeezed['completed']} completed")

@@ -7,10 +7,11 @@ the module is prepared for us.
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from gpu_pages import Decoding, Place, filled, make_store
+from gpu_pages import Decoding, Place, captured, filled, make_store
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -23,6 +24,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from adaptive_kv.engine.graphs import DecodeGraphs
 from adaptive_kv.engine.model import Model, prepare
 
 Figures = dict[str, Any]
@@ -80,9 +82,12 @@ def _measure(
     cases = ((150, 1),) if place.is_dry else _CASES[name]
     theirs = [_of_generate(place, module, n, rows, left_s) for n, rows in cases]
     model = prepare(module)
+    graphs = captured(place, model, max(rows for _, rows in cases))
+    told = {"graphs": {"why_none": graphs.why_none, "num_bytes": graphs.num_bytes}}
     for (length, num_rows), stock in zip(cases, theirs, strict=True):
-        ours = {mode: _of_ours(place, model, mode, length, num_rows, bandwidth) for mode in _MODES}
-        yield {"model": name, "context": length, "sequences": num_rows, **ours, **stock}
+        case = {"model": name, "context": length, "sequences": num_rows}
+        run = partial(_of_ours, place, model, graphs, bandwidth)
+        yield {**case, **told, **{mode: run(mode, length, num_rows) for mode in _MODES}, **stock}
 
 
 def make_module(place: Place, name: str) -> PreTrainedModel:
@@ -117,19 +122,29 @@ def _free_bytes(place: Place) -> float:
 
 
 def _of_ours(
-    place: Place, model: Model, mode: str, length: int, num_rows: int, bandwidth: float
+    place: Place,
+    model: Model,
+    graphs: DecodeGraphs,
+    bandwidth: float,
+    mode: str,
+    length: int,
+    num_rows: int,
 ) -> Figures:
-    """Seconds of a step, and which share of what copying reaches it reads weights and cache at."""
+    """Seconds of a step, and which share of what copying reaches it reads weights and cache at.
+
+    Replayed where that was captured, and layer by layer.
+    """
     store = make_store(place, model.groups)
     try:
         caches = [filled(store, mode, length) for _ in range(num_rows)]
-        decoding = Decoding(model, caches)
-        step_s = place.typical_s(decoding.step, 40)
+        layers_step_s = place.typical_s(Decoding(model, caches).step, 20)
+        step_s = place.typical_s(Decoding(model, caches, graphs).step, 40)
     except torch.OutOfMemoryError:
         return {"left_out": "no memory"}
     read_bytes = model.weights_bytes + store.used_bytes
     return {
         "step_s": step_s,
+        "layers_step_s": layers_step_s,
         "tokens_per_s": num_rows / step_s,
         "read_bytes": read_bytes,
         "share_of_copy": read_bytes / step_s / bandwidth,

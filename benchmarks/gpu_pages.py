@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.batch import RaggedBatch, Row
+from adaptive_kv.attention.batch import Row
 from adaptive_kv.cache import switch
 from adaptive_kv.cache.geometry import Keep, LayerGroup
 from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
+from adaptive_kv.engine.forward import Forward
+from adaptive_kv.engine.graphs import DecodeGraphs, capture_decodes
 from adaptive_kv.engine.model import Model
 from adaptive_kv.policy import CacheMode
 
@@ -50,16 +52,19 @@ class Place:
         return time.perf_counter() - started_s
 
 
-def make_store(place: Place, groups: Sequence[LayerGroup], slab_bytes: int = 32 << 20) -> PageStore:
-    """Pages without a budget; `is_dry` keeps slabs small."""
-    slab_bytes = 1 << 16 if place.is_dry else slab_bytes
+def make_store(place: Place, groups: Sequence[LayerGroup]) -> PageStore:
+    """Pages without a budget."""
     return PageStore(
         groups,
         keep=Keep(16, 32 if place.is_dry else 128),
-        slab_bytes=slab_bytes,
+        slab_bytes=_slab_bytes(place),
         budget=Budget(),
         device=place.device,
     )
+
+
+def _slab_bytes(place: Place) -> int:
+    return 1 << 16 if place.is_dry else 32 << 20
 
 
 def filled(store: PageStore, mode: str, length: int, *, num_new: int = 1) -> SequenceCache:
@@ -82,23 +87,36 @@ def filled(store: PageStore, mode: str, length: int, *, num_new: int = 1) -> Seq
 class Decoding:
     """Sequences that decode greedily, all at once, one token after the other."""
 
-    def __init__(self, model: Model, caches: Sequence[SequenceCache]) -> None:
-        self._model, self._caches = model, caches
+    def __init__(
+        self, model: Model, caches: Sequence[SequenceCache], graphs: DecodeGraphs | None = None
+    ) -> None:
+        self._caches = caches
         self._ids = [1] * len(caches)
-        self._batch: RaggedBatch | None = None
+        self._forward = Forward(model, caches[0].store, graphs)
 
     def step(self) -> None:
         """One token more for everyone; it comes back to the host, as in a server."""
         rows = [Row(cache, cache.num_stored, 1) for cache in self._caches]
         for cache in self._caches:
             cache.reserve(1)
-        if self._batch is None or not self._batch.follow(rows):
-            self._batch = RaggedBatch(self._caches[0].store, rows)
         positions = [row.position for row in rows]
-        logits = self._model.forward(self._ids, positions, range(len(rows)), self._batch)
+        logits = self._forward(rows, self._ids, positions, range(len(rows)))
         self._ids = logits.argmax(-1).tolist()
         for cache in self._caches:
             cache.commit(1, is_exact=True)
+
+
+def captured(place: Place, model: Model, max_rows: int) -> DecodeGraphs:
+    """Decode steps for stores as `make_store` makes them; `is_dry` repeats them, uncaptured."""
+    store = make_store(place, model.groups)
+    return capture_decodes(
+        model,
+        keep=store.keep,
+        slab_bytes=_slab_bytes(place),
+        budget=Budget(),
+        max_rows=max_rows,
+        capture=(lambda run: run) if place.is_dry else None,
+    )
 
 
 def random_rows(place: Place, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from triton.compiler import ASTSource
 
 from adaptive_kv.attention import gpu, gpu_kernel
 from adaptive_kv.attention.gpu_lists import Sent
+from adaptive_kv.attention.gpu_tuning import DEFAULT, TABLE
 from adaptive_kv.attention.interface import LayerCall
 from adaptive_kv.cache.formats import gpu_kernel as format_kernel
 from adaptive_kv.cache.formats.gpu import convert_options
@@ -59,13 +60,14 @@ def compile_all(architecture: int) -> list[Compiled]:
 
 
 def _kernels(architecture: int) -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    yield "decode", gpu_kernel.attend, gpu.decode_options(_GROUP, _NUM_HEADS, _ALL, _CALL)
-    yield "chunks", gpu_kernel.attend, gpu.chunk_options(_GROUP, _NUM_HEADS, _ALL, _CALL)
+    tuning = TABLE.get((architecture // 10, architecture % 10), DEFAULT)
+    yield "decode", gpu_kernel.attend, gpu.decode_options(_GROUP, _NUM_HEADS, _ALL, _CALL, tuning)
+    yield "chunks", gpu_kernel.attend, gpu.chunk_options(_GROUP, _NUM_HEADS, _ALL, _CALL, tuning)
     yield "full to int4", format_kernel.convert, convert_options(_GROUP, 16, 4)
     if architecture == 80:
         merged = {"value_dim": 128, "padded": 128, "max_splits": 64, "has_sinks": False}
         yield "merge", gpu_kernel.merge, {**merged, "sink_logits": None}
-        full = gpu.decode_options(_GROUP, _NUM_HEADS, _FULL, _CALL)
+        full = gpu.decode_options(_GROUP, _NUM_HEADS, _FULL, _CALL, tuning)
         yield "decode of full pages", gpu_kernel.attend, full
     for source, target in _BY_TURNS.get(architecture, ()):
         options = convert_options(_GROUP, source, target)

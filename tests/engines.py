@@ -23,7 +23,8 @@ from adaptive_kv.cache.slab import Budget
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.config import Settings, load_settings
-from adaptive_kv.engine import service, worker
+from adaptive_kv.engine import forward, service
+from adaptive_kv.engine.graphs import DecodeGraphs
 from adaptive_kv.engine.loading import LoadedModel, embedded_model
 from adaptive_kv.engine.mailbox import (
     Cancel,
@@ -284,6 +285,7 @@ def make_stand(
     faults: Faults | None = None,
     eos_ids: Sequence[int] = (EOS,),
     speed: Speed | None = None,
+    graphs: DecodeGraphs | None = None,
     **sections: dict[str, Any],
 ) -> Stand:
     """An engine over the tiny llama (or `model`) that nobody steps yet; `sections` as settings."""
@@ -297,7 +299,9 @@ def make_stand(
     events, clock = EventLog(capacity=100_000), Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(service, "Budget", type("Budget", (FaultyBudget,), {"faults": faults}))
-        engine = build_engine(make_settings(**sections), loaded, events, clock, speed=speed)
+        engine = build_engine(
+            make_settings(**sections), loaded, events, clock, speed=speed, graphs=graphs
+        )
     stand = Stand(engine, events, clock, faults)
     engine.mailbox.on_replies(stand.deliver)
     return stand
@@ -313,7 +317,7 @@ def faulty_attention(faults: Faults) -> Iterator[None]:
             return super().attend(call, queries, keys, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "RaggedBatch", FaultyBatch)
+        patch.setattr(forward, "RaggedBatch", FaultyBatch)
         yield
 
 

@@ -165,11 +165,13 @@ def test_info_is_valid_and_names_versions_and_schemas() -> None:
         model="demo",
         memory_source="meminfo",
         ladder=(FULL, INT4),
+        has_graphs=True,
     )
     parsed = json.loads(document.to_json())
     validate("info", parsed)
     assert {"python", "adaptive-kv", "torch"} <= parsed["versions"].keys()
     assert parsed["ladder"] == ["full", "int4"]
+    assert parsed["decode"] == "graphs"
     assert parsed["schemas"] == [
         "adaptive-kv.state/1",
         "adaptive-kv.event/1",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptive_kv.attention import kernels, reference
 from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache import window
 from adaptive_kv.cache.slab import Slab
 from adaptive_kv.cache.store import PageStore
@@ -226,6 +227,6 @@ class RaggedBatch:
                     by_slab[number].append((token, index, slot))
         writes = []
         for number, found in by_slab.items():
-            columns = torch.tensor(found, device=pool.device).unbind(1)
+            columns = to_device(found, pool.device, torch.int64).unbind(1)
             writes.append(_Write(pool.slab(number), columns[0], (columns[1], columns[2])))
         return writes

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptive_kv.attention.gpu_lists import PAGES_AT_ONCE, Row, Sent, kernels, send
+from adaptive_kv.attention.gpu_lists import Row, Sent, kernels, send
+from adaptive_kv.attention.gpu_tuning import DEFAULT, Tuning, tuning_of
 from adaptive_kv.attention.interface import NO_WINDOW, LayerCall
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.formats.gpu import (
@@ -29,11 +30,10 @@ from adaptive_kv.cache.store import GroupPages
 from adaptive_kv.cache.table import PageTable
 
 _MAX_SPLITS = 64
-_PROGRAMS_PER_CORE = 2
 _INTERPRETED_CORES = 6
-_DECODE_TILE, _CHUNK_TILE = 16, 32
-"""Queries at a time, heads that share keys counted one by one. The smaller one is the least that a
-tensor core takes; the larger one is the most whose sums stay in registers."""
+_DECODE_TILE = 16
+"""Queries at a time, heads that share keys counted one by one: the least that a tensor core takes.
+"""
 _OWN_TOKENS = 32
 _MAX_DIM, _MAX_CHUNK_DIM = 256, 128
 _FORMATS = ("has_int8", "has_int4")
@@ -63,6 +63,20 @@ def make_rows(
     return DecodeRows(pages, sent, tuple([table for *_, table in rows]), sinks, num_splits)
 
 
+def make_fixed_rows(
+    pages: GroupPages, rows: Tensor, sinks: int, *, has_packed: bool
+) -> "DecodeRows":
+    """Of `rows` that stay where they are on the device while others are written into them.
+
+    Whatever they will be: pages of every format, or full ones alone unless `has_packed`, and as
+    many splits as the longest sequences want. Rows without a token come to zeros.
+    """
+    sent = Sent(rows, has_int8=has_packed, has_int4=has_packed, num_blocks=_MAX_SPLITS)
+    num_programs = len(rows) * pages.group.num_kv_heads
+    num_splits = _num_splits(num_programs, sent.num_blocks, pages.pages.device)
+    return DecodeRows(pages, sent, (), sinks, num_splits)
+
+
 def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRows":
     """Of rows of many tokens. Raises `torch.OutOfMemoryError`."""
     sent = send(rows, pages.group.full_bits, pages.pages.device)
@@ -73,7 +87,8 @@ def make_chunks(pages: GroupPages, rows: Sequence[Row], sinks: int) -> "ChunkRow
 class DecodeRows:
     """Rows of the batch that decode one token each, and where their pages are, for one group.
 
-    Among the pages of the `tables` is the full one reserved for the new token.
+    Among the pages of the `tables` is the full one reserved for the new token. Rows that others
+    write on the device have none.
     """
 
     pages: GroupPages
@@ -97,7 +112,7 @@ class DecodeRows:
     ) -> None:
         """As `kernels.Rows.attend`, of rows that decode."""
         given = _rows_of(queries, keys, values)
-        num_rows, num_heads, dim = len(self.tables), queries.shape[0], values.shape[-1]
+        num_rows, num_heads, dim = len(self.sent.rows), queries.shape[0], values.shape[-1]
         parts = (num_rows, self.num_splits, num_heads)
         sums = torch.empty(*parts, dim, dtype=torch.float32, device=out.device)
         tops = torch.empty(*parts, 2, dtype=torch.float32, device=out.device)
@@ -105,7 +120,7 @@ class DecodeRows:
         _start(
             self.pages,
             (group.num_kv_heads, self.num_splits, num_rows),
-            decode_options(group, num_heads, self.sent, call),
+            decode_options(group, num_heads, self.sent, call, tuning_of(out.device)),
             *(*given, self.sent.rows, sums, tops, None, out),
             *_asked(self.pages, call, place, self.sinks),
             *_strides(given),
@@ -140,7 +155,7 @@ class ChunkRows:
         """As `kernels.Rows.attend`; nothing is written into pages."""
         given = _rows_of(queries, keys, values)
         group, num_heads = self.pages.group, queries.shape[0]
-        options = chunk_options(group, num_heads, self.sent, call)
+        options = chunk_options(group, num_heads, self.sent, call, tuning_of(out.device))
         num_tiles = -(-self.max_new // options["tile"])
         _start(
             self.pages,
@@ -175,32 +190,36 @@ def _start(
 
 
 def decode_options(
-    group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall
+    group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall, tuning: Tuning = DEFAULT
 ) -> dict[str, Any]:
     """What `gpu_kernel.attend` is compiled for where rows decode."""
+    is_small = max(group.key_dim, group.value_dim) <= 128
     return {
-        **_options(group, num_heads, sent, call),
+        **_options(group, num_heads, sent, call, tuning),
         "padded": max(_DECODE_TILE, power_of_two(num_heads // group.num_kv_heads)),
         "tile": 1,
         "own_tokens": _DECODE_TILE,
         "is_decode": True,
         "has_sinks": False,
-        "num_warps": 4 if max(group.key_dim, group.value_dim) <= 128 else 8,
+        "num_warps": tuning.decode_warps * (1 if is_small else 2),
+        "num_stages": tuning.decode_stages,
     }
 
 
-def chunk_options(group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall) -> dict[str, Any]:
+def chunk_options(
+    group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall, tuning: Tuning = DEFAULT
+) -> dict[str, Any]:
     """As `decode_options`, of rows of many tokens."""
     padded = power_of_two(num_heads // group.num_kv_heads)
     return {
-        **_options(group, num_heads, sent, call),
+        **_options(group, num_heads, sent, call, tuning),
         "padded": padded,
-        "tile": max(1, _CHUNK_TILE // padded),
+        "tile": max(1, tuning.chunk_tile // padded),
         "own_tokens": _OWN_TOKENS,
         "is_decode": False,
         "has_sinks": call.sink_logits is not None,
-        "num_warps": 8,
-        "num_stages": 2,
+        "num_warps": tuning.chunk_warps,
+        "num_stages": tuning.chunk_stages,
     }
 
 
@@ -219,13 +238,16 @@ def _asked(pages: GroupPages, call: LayerCall, place: int, sinks: int) -> tuple[
     return place, *slabs, sinks, own_window, call.scaling, call.softcap or 0.0
 
 
-def _options(group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall) -> dict[str, Any]:
+def _options(
+    group: LayerGroup, num_heads: int, sent: Sent, call: LayerCall, tuning: Tuning
+) -> dict[str, Any]:
     return {
         **_shape(group),
         "group": num_heads // group.num_kv_heads,
         "has_int8": sent.has_int8,
         "has_int4": sent.has_int4,
         "has_softcap": call.softcap is not None,
+        "full_pages": tuning.full_pages,
     }
 
 
@@ -238,7 +260,6 @@ def _shape(group: LayerGroup) -> dict[str, Any]:
         # Sixteen bits of which more are left for the fraction: codes times scales are small.
         "codes": dot_type(torch.float16) if group.dtype == torch.bfloat16 else shape["dot"],
         "full_size": 32 // group.dtype.itemsize,
-        "full_pages": PAGES_AT_ONCE,
     }
 
 
@@ -248,5 +269,5 @@ def _num_splits(num_programs: int, num_blocks: int, device: torch.device) -> int
         num_cores = _INTERPRETED_CORES
     else:
         num_cores = torch.cuda.get_device_properties(device).multi_processor_count
-    wanted = _PROGRAMS_PER_CORE * num_cores // num_programs
+    wanted = tuning_of(device).programs_per_core * num_cores // num_programs
     return max(1, min(wanted, num_blocks, _MAX_SPLITS))

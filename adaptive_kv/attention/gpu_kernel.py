@@ -344,14 +344,18 @@ def merge(
 ):  # fmt: skip
     """Join what the splits of `attend` left, into the rows' places in `out`.
 
-    Programs: query heads, rows. `padded` is `value_dim` rounded up to a power of two.
+    Programs: query heads, rows. `padded` is `value_dim` rounded up to a power of two. Rows without
+    a token, of which nothing was left, come to zeros.
     """
     head, row = tl.program_id(0), tl.program_id(1)
     num_heads = tl.num_programs(0)
+    line = rows + row * COLUMNS
+    is_row = tl.load(line + 1) > 0
     s, d = tl.arange(0, max_splits), tl.arange(0, padded)
     at = (row * num_splits + s).to(tl.int64) * num_heads + head
-    top = tl.load(tops + at * 2, mask=s < num_splits, other=_EMPTY)
-    total = tl.load(tops + at * 2 + 1, mask=s < num_splits, other=0)
+    was_left = (s < num_splits) & is_row
+    top = tl.load(tops + at * 2, mask=was_left, other=_EMPTY)
+    total = tl.load(tops + at * 2 + 1, mask=was_left, other=0)
     best = tl.max(top, 0)
     if has_sinks:
         sink = tl.load(sink_logits + head).to(tl.float32)
@@ -360,10 +364,11 @@ def merge(
     all_total = tl.sum(total * factor, 0)
     if has_sinks:
         all_total += tl.exp(sink - best)
-    is_there = (s < num_splits)[:, None] & (d < value_dim)[None, :]
+    all_total = tl.where(is_row, all_total, 1)
+    is_there = was_left[:, None] & (d < value_dim)[None, :]
     part = tl.load(sums + at[:, None] * value_dim + d[None, :], mask=is_there, other=0)
     joined = tl.sum(part * factor[:, None], 0) / all_total
-    to = out + (tl.load(rows + row * COLUMNS) * num_heads + head) * value_dim + d
+    to = out + (tl.load(line) * num_heads + head) * value_dim + d
     tl.store(to, joined.to(out.dtype.element_ty), mask=d < value_dim)
 
 

@@ -9,7 +9,8 @@ full is replaced by one of twice the room; rows say where it is, so no kernel is
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.attention.interface import NO_WINDOW
+from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.table import PageTable
 
-PAGES_AT_ONCE = 4
-"""So many full pages are one tile."""
+_PAGES_AT_ONCE = 4
+"""So many full pages are worth a split, as one packed page is."""
 
 _LINE_WORDS = 5
 _MIN_LINES = 64
@@ -52,7 +54,7 @@ class Sent:
     has_int8: bool
     has_int4: bool
     num_blocks: int
-    """How many tiles of pages the longest row reads."""
+    """How many splits the longest row has work for."""
 
 
 @functools.cache
@@ -65,38 +67,55 @@ def kernels() -> Any:
 
 def send(rows: Sequence[Row], full_bits: int, device: torch.device) -> Sent:
     """Bring lists up to date with the rows' page tables. Raises `torch.OutOfMemoryError`."""
-    try:
-        return _send(rows, (full_bits, 8, 4), device)
-    except RuntimeError:
-        for row in rows:
-            if row.table is not None:
-                row.table.mirror = None  # it may say more than was sent
-        raise
-
-
-def _send(rows: Sequence[Row], formats: tuple[int, ...], device: torch.device) -> Sent:
-    lines: list[Integers] = [np.empty((0, 1 + _LINE_WORDS), np.int64)]
-    heads = []
-    for row in rows:
-        places = [0] * 2 * len(formats)
-        if row.table is not None:
-            mirror = _mirror(row.table, device)
-            lines += mirror.take_in(row.table.lines)
-            places = [number for bits in formats for number in mirror.place(bits)]
-        window = NO_WINDOW if row.window is None else row.window
-        heads.append([row.token, row.num_new, row.position, window, *places])
-    new, numbers = np.concatenate(lines), np.array(heads, np.int64)
-    sent = torch.from_numpy(np.concatenate([new.ravel(), numbers.ravel()])).to(device)
-    if len(new):
-        grid = (-(-len(new) // _LINES_AT_ONCE),)
-        kernels().put_lines[grid](sent, len(new), _LINES_AT_ONCE)
+    with forgetting([row.table for row in rows]):
+        new, numbers = take_in(rows, full_bits, device)
+        everything = np.concatenate([new.ravel(), numbers.ravel()])
+        sent = to_device(everything, device, torch.int64)
+        put(sent, len(new))
     num_full, num_int8, num_int4 = numbers[:, 5], numbers[:, 7], numbers[:, 9]
     return Sent(
         rows=sent[new.size :].view(numbers.shape),
         has_int8=bool(num_int8.any()),
         has_int4=bool(num_int4.any()),
-        num_blocks=int((num_full // PAGES_AT_ONCE + num_int8 + num_int4).max()),
+        num_blocks=int((num_full // _PAGES_AT_ONCE + num_int8 + num_int4).max()),
     )
+
+
+@contextmanager
+def forgetting(tables: Sequence[PageTable | None]) -> Iterator[None]:
+    """Where this fails, what the device knows of the tables is forgotten: it may be too little."""
+    try:
+        yield
+    except RuntimeError:
+        for table in tables:
+            if table is not None:
+                table.mirror = None
+        raise
+
+
+def take_in(rows: Sequence[Row], full_bits: int, device: torch.device) -> tuple[Integers, Integers]:
+    """Lines that lists lack, each behind the address it is to be `put` to, and the rows' numbers.
+
+    The lists count as complete from now on. Raises `torch.OutOfMemoryError`.
+    """
+    lines: list[Integers] = [np.empty((0, 1 + _LINE_WORDS), np.int64)]
+    numbers = []
+    for row in rows:
+        places = [0] * 6
+        if row.table is not None:
+            mirror = _mirror(row.table, device)
+            lines += mirror.take_in(row.table.lines)
+            places = [number for bits in (full_bits, 8, 4) for number in mirror.place(bits)]
+        window = NO_WINDOW if row.window is None else row.window
+        numbers.append([row.token, row.num_new, row.position, window, *places])
+    return np.concatenate(lines), np.array(numbers, np.int64)
+
+
+def put(lines: Tensor, num_lines: int) -> None:
+    """Write the first so many of what `take_in` gave, now on the device, to where they belong."""
+    if num_lines:
+        grid = (-(-num_lines // _LINES_AT_ONCE),)
+        kernels().put_lines[grid](lines, num_lines, _LINES_AT_ONCE)
 
 
 def _mirror(table: PageTable, device: torch.device) -> "_Mirror":

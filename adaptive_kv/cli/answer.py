@@ -31,7 +31,7 @@ def answer(
     `PolicyError` where the engine cannot start.
     """
     with shown_progress() as tell:
-        engine = start_engine(settings, EventLog(), tell, measures_speed=False)
+        engine = start_engine(settings, EventLog(), tell, warms_up=False)
     try:
         request = _request(engine, prompt, sampling, as_chat=as_chat)
         return _summary(asyncio.run(_stream(engine, request, pinned)))

@@ -152,6 +152,7 @@ def _info(
         ladder=ladder,
         calibration=calibration_state(found, settings.cache.max_kl) if found else None,
         commands=COMMANDS if settings.mqtt.commands else (),
+        has_graphs=bool(engine.graphs),
     )
 
 

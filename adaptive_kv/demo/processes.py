@@ -29,7 +29,6 @@ _SETTLED_BYTES = 32 * MIB
 _TOML = """\
 [model]
 device = "{device}"
-dtype = "float32"
 [server]
 port = 0
 max_wait_s = 120

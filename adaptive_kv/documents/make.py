@@ -143,6 +143,7 @@ def info_document(
     ladder: Iterable[str],
     calibration: CalibrationState | None = None,
     commands: Iterable[str] = (),
+    has_graphs: bool = False,
 ) -> InfoDocument:
     """What seldom changes while the process runs; `time` is seconds since the epoch."""
     return InfoDocument(
@@ -158,6 +159,7 @@ def info_document(
         calibration=calibration,
         schemas=(STATE_SCHEMA, EVENT_SCHEMA, INFO_SCHEMA),
         commands=tuple(commands),
+        decode="graphs" if has_graphs else "layers",
     )
 
 

@@ -292,3 +292,6 @@ class InfoDocument(Document):
     """Ids of the documents that this node publishes."""
     commands: tuple[str, ...] = ()
     """What this node obeys over MQTT; none where that is off."""
+    decode: Annotated[str, Field(json_schema_extra={"enum": ["graphs", "layers"]})] = "layers"
+    """How decode steps are started: `graphs` captured at load, or one of the `layers` after the
+    other, as on a CPU; the log says why on a GPU."""

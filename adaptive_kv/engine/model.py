@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from adaptive_kv.attention import interface
 from adaptive_kv.attention.batch import RaggedBatch
-from adaptive_kv.attention.interface import LayerCall
+from adaptive_kv.attention.interface import LayerCall, Step
+from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.costs import ModelWidths
 from adaptive_kv.cache.disabled import chunk_mlps
 from adaptive_kv.cache.geometry import LayerGroup
@@ -46,17 +47,19 @@ class Model:
         self, ids: Sequence[int], positions: Sequence[int], last: Sequence[int], batch: RaggedBatch
     ) -> Tensor:
         """Logits `[len(last), vocab]` of the chosen rows of a packed batch, in its dtype."""
+        numbers = to_device([*ids, *positions, *last], self.device, torch.int64)
+        there = numbers.split([len(ids), len(positions), len(last)])
+        return self.forward_there(there[0], there[1], there[2], batch)
 
-        def put(numbers: Sequence[int]) -> Tensor:
-            return torch.tensor(numbers, dtype=torch.int64, device=self.device)
-
-        with torch.inference_mode(), interface.present(batch):
+    def forward_there(self, ids: Tensor, positions: Tensor, last: Tensor, step: Step) -> Tensor:
+        """As `forward`, of numbers that are on the device; nobody waits for it."""
+        with torch.inference_mode(), interface.present(step):
             out = self.module(
-                input_ids=put(ids)[None],
-                position_ids=put(positions)[None],
-                logits_to_keep=put(last),
+                input_ids=ids[None],
+                position_ids=positions[None],
+                logits_to_keep=last,
                 use_cache=False,
-                adaptive_kv_step=batch,
+                adaptive_kv_step=step,
             )
         logits = out.logits[0]
         assert isinstance(logits, Tensor)

@@ -15,7 +15,8 @@ from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.model import Model
 from adaptive_kv.policy import CacheMode
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""How far logits may be off, relative to the largest."""
 _LENGTHS = (9, 37)
 _CHUNK_TOKENS = 23
 
@@ -26,7 +27,7 @@ def probe(model: Model) -> float:
     vocab = model.widths.vocab
     prompts = [torch.randint(vocab, (n + 2,), generator=generator).tolist() for n in _LENGTHS]
     errors = _errors(model, prompts)
-    worst, limit = max(errors), _TOLERANCE[model.module.dtype]
+    worst, limit = max(errors), TOLERANCE[model.module.dtype]
     if not all(error <= limit for error in errors):  # NaN, too, is refused
         raise ValueError(f"its logits differ from the stock model by {worst:.1e} (limit {limit})")
     return worst

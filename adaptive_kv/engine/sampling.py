@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from adaptive_kv.attention.sending import to_device
 from adaptive_kv.engine.mailbox import SamplingParams, TokenLogprob
 from adaptive_kv.errors import AdaptiveKVError
 
@@ -26,6 +27,9 @@ _MIN_TEMPERATURE = 1e-5
 
 _NUM_CANDIDATES = 1024
 """A nucleus is looked for among so many best tokens before the whole vocabulary is sorted."""
+
+_BROKEN, _UNDECIDED = -1, -2
+"""In place of a token: there is none, or more candidates are wanted."""
 
 _BLOCK = 128
 """Token ids per block of the two-step draw."""
@@ -78,7 +82,7 @@ class SamplingState:
         if params.repetition_penalty != 1.0:
             seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             known = sorted({token for token in prompt_ids if token < vocab_size})
-            seen[torch.tensor(known, dtype=torch.long, device=device)] = True
+            seen[to_device(known, seen.device, torch.long)] = True
         if params.presence_penalty or params.frequency_penalty:
             counts = torch.zeros(vocab_size, device=device)
         seed = secrets.randbits(64) if params.seed is None else params.seed
@@ -121,38 +125,43 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
 
     Changes neither logits nor states. Greedy ties go to the lowest id; tokens that tie at the
     border of top_k or top_p are all kept. Raises `LogitsError`.
+
+    The device is asked once, for the tokens; again only where a nucleus is unusually large.
     """
     assert len(logits) == len(states)
     if not states:
         return []
-    best, chosen = logits.max(dim=-1)
-    if not all(state.is_plain for state in states):
-        chosen = _choose(logits.float(), states)
-    if any(state.params.logprobs is not None for state in states):
-        chosen = chosen.where(best.abs() < math.inf, -1)  # false for NaN, too
-        return _with_logprobs(logits, chosen, states)
-    pairs = zip(chosen.tolist(), best.tolist(), strict=True)
-    token_ids = [token_id if math.isfinite(value) else -1 for token_id, value in pairs]
-    return [Sampled(token_id) for token_id in _checked(token_ids)]
-
-
-def _checked(token_ids: list[int]) -> list[int]:
-    broken = tuple(row for row, token_id in enumerate(token_ids) if token_id < 0)
+    found = _sample(logits, states, _NUM_CANDIDATES)
+    if any(one.token_id == _UNDECIDED for one in found):
+        found = _sample(logits, states, logits.shape[-1])
+    broken = tuple(row for row, one in enumerate(found) if one.token_id == _BROKEN)
     if broken:
         raise LogitsError(broken)
-    return token_ids
+    return found
 
 
-def _choose(raw: Tensor, states: Sequence[SamplingState]) -> Tensor:
-    """Token ids `[n]`; -1 where every token is impossible."""
+def _sample(logits: Tensor, states: Sequence[SamplingState], num_candidates: int) -> list[Sampled]:
+    """As `sample`, but that tokens may be broken or undecided."""
+    best, chosen = logits.max(dim=-1)
+    if not all(state.is_plain for state in states):
+        chosen = _choose(logits.float(), states, num_candidates)
+    chosen = chosen.where(best.abs() < math.inf, _BROKEN)  # false for NaN, too
+    if any(state.params.logprobs is not None for state in states):
+        return _with_logprobs(logits, chosen, states)
+    return [Sampled(token_id) for token_id in chosen.tolist()]
+
+
+def _choose(raw: Tensor, states: Sequence[SamplingState], num_candidates: int) -> Tensor:
+    """Token ids `[n]`; broken where every token is impossible."""
     scores = penalized(raw, states)
     best, chosen = scores.max(dim=-1)
     rows = [row for row, state in enumerate(states) if not state.is_greedy]
     if rows:
-        index = torch.tensor(rows, device=raw.device)
+        index = to_device(rows, raw.device, torch.long)
         drawing = [states[row] for row in rows]
-        chosen[index] = _draw(truncated(scores[index], drawing), drawing)
-    return chosen.where(best.abs() < math.inf, -1)
+        kept, is_enough = _truncate(scores[index], drawing, num_candidates)
+        chosen[index] = _draw(kept, drawing).where(is_enough, _UNDECIDED)
+    return chosen.where(best.abs() < math.inf, _BROKEN)
 
 
 def penalized(raw: Tensor, states: Sequence[SamplingState]) -> Tensor:
@@ -160,7 +169,7 @@ def penalized(raw: Tensor, states: Sequence[SamplingState]) -> Tensor:
     scores = raw.clone()
     bans = [(row, token) for row, state in enumerate(states) for token in state.banned_ids]
     if bans:
-        rows, tokens = torch.tensor(bans, device=raw.device).unbind(dim=1)
+        rows, tokens = to_device(bans, raw.device, torch.long).unbind(dim=1)
         scores[rows, tokens] = float("-inf")
     for row, state in enumerate(states):
         _penalize(scores[row], state)
@@ -183,23 +192,32 @@ def truncated(scores: Tensor, states: Sequence[SamplingState]) -> Tensor:
 
     Overwrites `scores`.
     """
+    return _truncate(scores, states, scores.shape[-1])[0]
+
+
+def _truncate(
+    scores: Tensor, states: Sequence[SamplingState], num_candidates: int
+) -> tuple[Tensor, Tensor]:
+    """As `truncated`, and `[n]`: whether a nucleus was found among so many best tokens."""
 
     def column(value: Callable[[SamplingParams], float], dtype: torch.dtype) -> Tensor:
         values = [value(state.params) for state in states]
-        return torch.tensor(values, dtype=dtype, device=scores.device)[:, None]
+        return to_device(values, scores.device, dtype)[:, None]
 
     vocab = scores.shape[-1]
+    is_enough = torch.ones(len(states), dtype=torch.bool, device=scores.device)
     scores -= scores.amax(dim=-1, keepdim=True)
     scores /= column(lambda params: params.temperature, torch.float32)
     if any(state.params.top_k > 0 for state in states):
         most = min(max(state.params.top_k for state in states), vocab)
         _cut_top_k(scores, column(lambda params: min(params.top_k, vocab), torch.long), most)
     if any(state.params.top_p < 1 for state in states):
-        _cut_top_p(scores, column(lambda params: params.top_p, torch.float64))
+        top_p = column(lambda params: params.top_p, torch.float64)
+        is_enough = _cut_top_p(scores, top_p, min(num_candidates, vocab))
     if any(state.params.min_p > 0 for state in states):
         least = column(lambda params: params.min_p, torch.float32).log()
         scores.masked_fill_(scores < least, float("-inf"))
-    return scores
+    return scores, is_enough
 
 
 def _cut_top_k(scores: Tensor, top_k: Tensor, most: int) -> None:
@@ -208,17 +226,20 @@ def _cut_top_k(scores: Tensor, top_k: Tensor, most: int) -> None:
     scores.masked_fill_((scores < cutoff) & (top_k > 0), float("-inf"))
 
 
-def _cut_top_p(scores: Tensor, top_p: Tensor) -> None:
-    """Keep the fewest best of each row that together reach `top_p` (`[n, 1]` float64)."""
+def _cut_top_p(scores: Tensor, top_p: Tensor, num_candidates: int) -> Tensor:
+    """Keep the fewest best of each row that together reach `top_p` (`[n, 1]` float64).
+
+    Answers `[n]`: whether these are among the `num_candidates` best; else they are not all kept.
+    """
+    is_all = num_candidates == scores.shape[-1]
     total = scores.logsumexp(dim=-1, keepdim=True)
-    values = scores.topk(min(_NUM_CANDIDATES, scores.shape[-1])).values
+    values = (scores.sort(descending=True) if is_all else scores.topk(num_candidates)).values
     shares, sums = _shares(values, total)
-    if not bool(((sums[:, -1:] >= top_p) | (top_p >= 1)).all()):
-        values = scores.sort(dim=-1, descending=True).values
-        shares, sums = _shares(values, total)
     num_kept = (sums - shares < top_p).sum(dim=-1, keepdim=True).clamp(min=1)
     cutoff = values.gather(-1, num_kept - 1)
     scores.masked_fill_((scores < cutoff) & (top_p < 1), float("-inf"))
+    reached = sums[:, -1] >= top_p[:, 0]
+    return reached | (top_p[:, 0] >= 1) | is_all
 
 
 def _shares(values: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,10 +253,11 @@ def _draw(scores: Tensor, states: Sequence[SamplingState]) -> Tensor:
     In order of ids, because the order of a sort among equals may change with the batch. First the
     block is found, then the token in it: double precision without a table of doubles.
     """
-    uniforms = torch.tensor([state.uniform for state in states], dtype=torch.float64)
+    numbers = [state.uniform for state in states]
+    uniforms = to_device(numbers, scores.device, torch.float64)
     shares = pad(scores.softmax(dim=-1), (0, -scores.shape[-1] % _BLOCK))
     blocks = shares.view(len(states), -1, _BLOCK)
-    block, rest = _pick(blocks.sum(dim=-1, dtype=torch.float64), uniforms.to(scores.device))
+    block, rest = _pick(blocks.sum(dim=-1, dtype=torch.float64), uniforms)
     inside = blocks[torch.arange(len(states), device=scores.device), block].double()
     return block * _BLOCK + _pick(inside, rest)[0]
 
@@ -262,9 +284,8 @@ def _with_logprobs(
     own = all_logprobs.gather(-1, chosen.clamp(min=0)[:, None])
     top, top_ids = all_logprobs.topk(min(wanted, logits.shape[-1]))
     table = torch.cat([part.double() for part in (chosen[:, None], own, top, top_ids)], dim=-1)
-    rows = table.tolist()
-    _checked([int(row[0]) for row in rows])
-    return [_sampled(row, state.params.logprobs) for row, state in zip(rows, states, strict=True)]
+    found = zip(table.tolist(), states, strict=True)
+    return [_sampled(row, state.params.logprobs) for row, state in found]
 
 
 def _sampled(row: list[float], wanted: int | None) -> Sampled:

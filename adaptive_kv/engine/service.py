@@ -16,7 +16,9 @@ from adaptive_kv.engine.calibrating import calibrated_at_load
 from adaptive_kv.engine.card import ModelCard
 from adaptive_kv.engine.desk import Desk, Vocabulary
 from adaptive_kv.engine.families import permits
+from adaptive_kv.engine.forward import Forward
 from adaptive_kv.engine.gauge import Gauge
+from adaptive_kv.engine.graphs import Capture, DecodeGraphs, capture_decodes
 from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.herald import starting_status
 from adaptive_kv.engine.loading import LoadedModel, load_model
@@ -60,6 +62,8 @@ class Engine:
     budget: Budget
     tally: Tally
     controller: Controller
+    graphs: DecodeGraphs | None
+    """Steps that are replayed; None where nobody was to capture any."""
     worker: Worker
     thread: threading.Thread
     sensor: SensorPoller
@@ -82,18 +86,22 @@ class Engine:
 
 
 def start_engine(
-    settings: Settings, events: EventLog, tell: Tell = untold, *, measures_speed: bool = True
+    settings: Settings, events: EventLog, tell: Tell = untold, *, warms_up: bool = True
 ) -> Engine:
     """Load everything, calibrate the model if that was not done before, and start working.
 
-    Whoever asks for one answer can go without `measures_speed`, which takes a second or more: costs
-    then only tell the latency of modes that were used. Raises `ModelError`, `ConfigError`,
-    `PolicyError` or `SensorError` where that cannot be.
+    Whoever asks for one answer can go without `warms_up`, which takes seconds: no step is captured
+    then, and costs only tell the latency of modes that were used. Raises `ModelError`,
+    `ConfigError`, `PolicyError` or `SensorError` where that cannot be.
     """
     loaded = load_model(settings.model, tell)
     calibration = calibrated_at_load(settings, loaded, tell)
-    speed = _measured_speed(settings, loaded, tell) if measures_speed else None
-    engine = build_engine(settings, loaded, events, calibration=calibration, speed=speed)
+    may_capture = warms_up and settings.model.graphs
+    graphs = _captured(settings, loaded, tell) if may_capture else None
+    speed = _measured_speed(settings, loaded, graphs, tell) if warms_up else None
+    engine = build_engine(
+        settings, loaded, events, calibration=calibration, speed=speed, graphs=graphs
+    )
     engine.sensor.start()
     engine.thread.start()
     return engine
@@ -107,18 +115,20 @@ def build_engine(
     *,
     calibration: Calibration | None = None,
     speed: Speed | None = None,
+    graphs: DecodeGraphs | None = None,
 ) -> Engine:
     """Everything put together, nothing started: a test may step the worker itself.
 
     Formats that lose more than `cache.max_kl` by `calibration` are struck from the ladder. Without
-    `speed` costs only tell the latency of modes that were used.
+    `speed` costs only tell the latency of modes that were used, without `graphs` no step is
+    replayed.
     """
 
     def emit(event: Event) -> None:
         events.append(event)
 
     model = loaded.model
-    budget = Budget(settings.memory.budget, model.weights_bytes)
+    budget = Budget(settings.memory.budget, model.weights_bytes + _bytes_of(graphs))
     _check_budget(loaded, settings)
     store = _store(settings, model, budget)
     sensor = _sensor(settings, model, budget, events)
@@ -142,7 +152,14 @@ def build_engine(
         floor_bytes=settings.memory.floor,
         speed=speed,
     )
-    switcher = Switcher(store, controller.mode, settings.cache.switch_bytes_per_step, emit, clock)
+    switcher = Switcher(
+        store,
+        controller.mode,
+        settings.cache.switch_bytes_per_step,
+        emit,
+        clock,
+        None if speed is None else speed.convert_bytes_per_s,
+    )
     mailbox = Mailbox(starting_status(gauge.memory(clock()), controller, clock()))
     desk = Desk(
         mailbox,
@@ -157,7 +174,7 @@ def build_engine(
         clock=clock,
     )
     worker = Worker(
-        model,
+        Forward(model, store, graphs),
         store,
         controller=controller,
         gauge=gauge,
@@ -202,6 +219,7 @@ def build_engine(
         budget=budget,
         tally=tally,
         controller=controller,
+        graphs=graphs,
         worker=worker,
         thread=threading.Thread(target=worker.run, name="worker", daemon=True),
         sensor=sensor,
@@ -220,14 +238,47 @@ def _store(settings: Settings, model: Model, budget: Budget) -> PageStore:
     )
 
 
-def _measured_speed(settings: Settings, loaded: LoadedModel, tell: Tell) -> Speed | None:
+def _captured(
+    settings: Settings, loaded: LoadedModel, tell: Tell, capture: Capture | None = None
+) -> DecodeGraphs:
+    """Steps for as many sequences as may run; the log says what came of it, where it was tried."""
+    started_s = time.monotonic()
+    graphs = capture_decodes(
+        loaded.model,
+        keep=make_keep(settings.cache),
+        slab_bytes=settings.cache.slab,
+        budget=make_start_budget(settings, loaded.model),
+        max_rows=settings.server.max_running,
+        capture=capture,
+        tell=tell,
+    )
+    if graphs.why_none is not None:
+        _log.warning("decode_not_captured", reason=graphs.why_none)
+    elif graphs:
+        _log.info(
+            "decode_captured",
+            rows=graphs.sizes,
+            num_bytes=graphs.num_bytes,
+            duration_s=round(time.monotonic() - started_s, 3),
+        )
+    return graphs
+
+
+def _bytes_of(graphs: DecodeGraphs | None) -> int:
+    return 0 if graphs is None else graphs.num_bytes
+
+
+def _measured_speed(
+    settings: Settings, loaded: LoadedModel, graphs: DecodeGraphs | None, tell: Tell
+) -> Speed | None:
     """Also has the kernels compiled before the first request comes."""
     started_s = time.monotonic()
     speed = measure_speed(
         loaded.model,
         keep=make_keep(settings.cache),
         slab_bytes=settings.cache.slab,
-        budget=make_start_budget(settings, loaded.model),
+        budget=make_start_budget(settings, loaded.model, _bytes_of(graphs)),
+        graphs=graphs,
         tell=tell,
     )
     _log.info(

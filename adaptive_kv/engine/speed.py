@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from adaptive_kv.attention.batch import RaggedBatch, Row
+import torch
+
+from adaptive_kv.attention.batch import Row
 from adaptive_kv.cache import costs, switch
 from adaptive_kv.cache.formats import FORMAT_NAMES
 from adaptive_kv.cache.geometry import Keep
@@ -19,7 +21,10 @@ from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.batch import check_shortage
 from adaptive_kv.engine.families import permits
+from adaptive_kv.engine.forward import Forward
+from adaptive_kv.engine.graphs import DecodeGraphs
 from adaptive_kv.engine.model import Model
+from adaptive_kv.engine.noise import noisy_cache
 from adaptive_kv.policy import CacheMode
 from adaptive_kv.progress import Progress, Tell, untold
 
@@ -42,6 +47,9 @@ class Speed:
     """By format: every stored token of a sequence."""
     new_token_s: float
     """Every further token of a sequence that goes through the model in the same step."""
+    convert_bytes_per_s: float | None = None
+    """Bytes of pages that a switch reads and writes per second; None where a clock sees by itself
+    how long one takes, because nothing is left to a device."""
 
     def token_s(self, mode: CacheMode, lengths: Sequence[int], sinks: int) -> float:
         """What a token takes, as each of the sequences of `lengths` tokens sees it, all in `mode`.
@@ -57,9 +65,15 @@ class Speed:
 
 
 def measure_speed(
-    model: Model, *, keep: Keep, slab_bytes: int, budget: Budget, tell: Tell = untold
+    model: Model,
+    *,
+    keep: Keep,
+    slab_bytes: int,
+    budget: Budget,
+    graphs: DecodeGraphs | None = None,
+    tell: Tell = untold,
 ) -> Speed | None:
-    """Time decode steps; takes from `budget` what a service would, and gives it all back.
+    """Time steps as they will be run; takes from `budget`, and gives it all back.
 
     Where memory is short, shorter sequences are timed; None where even they do not fit.
     """
@@ -69,7 +83,7 @@ def measure_speed(
             model.groups, keep=keep, slab_bytes=slab_bytes, budget=budget, device=model.device
         )
         try:
-            return _Timer(model, store, tell).measure(num_tokens)
+            return _Timer(model, store, graphs, tell).measure(num_tokens)
         except RuntimeError as error:
             check_shortage(error)
         num_tokens //= 2
@@ -79,9 +93,12 @@ def measure_speed(
 class _Timer:
     """Times steps on caches of its own store."""
 
-    def __init__(self, model: Model, store: PageStore, tell: Tell) -> None:
+    def __init__(
+        self, model: Model, store: PageStore, graphs: DecodeGraphs | None, tell: Tell
+    ) -> None:
         self._model = model
         self._store = store
+        self._forward = Forward(model, store, graphs)
         self._tell = tell
         self._caches: list[SequenceCache] = []
 
@@ -98,6 +115,10 @@ class _Timer:
                     **{name: self._decodes(name, [num_tokens]) for name in formats},
                 }
             )
+            bytes_per_s = None
+            if self._model.device.type == "cuda":
+                cache = self._filled("full", num_tokens)
+                bytes_per_s = convert_speed(cache, [*formats[1:], "full"])
         finally:
             for cache in self._caches:
                 cache.drop()
@@ -110,6 +131,7 @@ class _Timer:
             row_s=more_s("rows") / (_NUM_ROWS - 1),
             context_token_s={name: more_s(name) / (num_tokens - _SHORT) for name in formats},
             new_token_s=more_s("new") / _NUM_NEW,
+            convert_bytes_per_s=bytes_per_s,
         )
 
     def _decodes(self, mode: str, lengths: Sequence[int]) -> list[Row]:
@@ -118,15 +140,8 @@ class _Timer:
 
     def _filled(self, mode: str, length: int) -> SequenceCache:
         """A settled cache of so many tokens, and room for the next."""
-        cache = SequenceCache(self._store, CacheMode(mode))
-        self._caches.append(cache)
-        if length:
-            cache.reserve(length)
-            fill_with_noise(cache)
-            cache.commit(length, is_exact=True)
-            switch.advance(cache)
-            cache.reserve(1)
-        return cache
+        self._caches.append(noisy_cache(self._store, CacheMode(mode), length))
+        return self._caches[-1]
 
     def _best_s(self, steps: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         """The quickest of each, taking turns: what others do on this box only ever adds to one."""
@@ -153,19 +168,30 @@ class _Timer:
         )
         with self._store.budget.workspace(workspace_bytes):
             started_s = time.perf_counter()
-            batch = RaggedBatch(self._store, rows)
-            logits = model.forward([0] * len(positions), positions, last, batch)
+            logits = self._forward(rows, [0] * len(positions), positions, last)
             logits[0, 0].item()  # a device has only finished once something was read
             return time.perf_counter() - started_s
 
 
-def fill_with_noise(cache: SequenceCache) -> None:
-    """Write into all pages of a cache, which are full ones, what stands for keys and values.
+def convert_speed(cache: SequenceCache, formats: Sequence[str]) -> float | None:
+    """Bytes per second of the slowest switch from one format to the next, the launching included.
 
-    Memory that was never written is not there yet, and zeros are not like other numbers.
+    None where the cache has too few tokens for any. Raises what an allocator says.
     """
-    for group, pages in enumerate(cache.store.groups):
-        for page in cache.pages(group):
-            slab, index = pages.pages.slab_and_index(page)
-            for pieces in (slab.keys, slab.values):
-                pieces[:, :, index].view(pages.group.dtype).normal_()
+    found = [[_convert_speed(cache, name) for name in formats] for _ in range(2)]
+    best = [max(speeds) for speeds in zip(*found, strict=True)]
+    return min((speed for speed in best if speed > 0), default=None)
+
+
+def _convert_speed(cache: SequenceCache, format_name: str) -> float:
+    _wait(cache.store.device)
+    started_s = time.perf_counter()
+    cache.mode = CacheMode(format_name)
+    moved_bytes = switch.advance(cache).moved_bytes
+    _wait(cache.store.device)
+    return moved_bytes / (time.perf_counter() - started_s)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

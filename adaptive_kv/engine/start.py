@@ -14,9 +14,9 @@ def make_keep(settings: CacheSettings) -> Keep:
     return Keep(settings.sinks, settings.recent)
 
 
-def make_start_budget(settings: Settings, model: Model) -> Budget:
+def make_start_budget(settings: Settings, model: Model, graphs_bytes: int = 0) -> Budget:
     """As the engine's own, with what lies above the floor at this moment. Raises `SensorError`."""
-    budget = Budget(settings.memory.budget, model.weights_bytes)
+    budget = Budget(settings.memory.budget, model.weights_bytes + graphs_bytes)
     sensors = make_sensors(settings.memory, str(model.device), lambda: budget.kept_bytes)
     poller = SensorPoller(sensors, poll_hz=settings.memory.poll_hz, events=EventLog())
     budget.allowance_bytes = max(0, poller.latest().free_bytes - settings.memory.floor)

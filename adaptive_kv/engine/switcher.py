@@ -25,7 +25,11 @@ class _Switch:
 
 
 class Switcher:
-    """Turns modes into pages. `clock` gives monotonic seconds."""
+    """Turns modes into pages. `clock` gives monotonic seconds.
+
+    Where a device converts them, a clock sees how long it takes to tell it so, and no more: then
+    `bytes_per_s`, measured at load, says how much fits into a step's share of time.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class Switcher:
         max_bytes: int,
         emit: Callable[[Event], None],
         clock: Callable[[], float] = time.monotonic,
+        bytes_per_s: float | None = None,
     ) -> None:
         self.mode = mode
         """The mode of the service, as last ordered."""
@@ -41,6 +46,7 @@ class Switcher:
         self._max_bytes = max_bytes
         self._emit = emit
         self._clock = clock
+        self._bytes_per_s = bytes_per_s
         self._of_service: _Switch | None = None
         self._under_way: dict[Sequence, _Switch] = {}
 
@@ -74,7 +80,7 @@ class Switcher:
 
         Raises `torch.OutOfMemoryError` where a larger format does not fit; what was done stays.
         """
-        left = sys.maxsize if max_s is None else self._max_bytes
+        left = self._max_bytes_in(max_s)
         late_s = math.inf if max_s is None else self._clock() + max_s
         freed_bytes = 0
 
@@ -98,6 +104,14 @@ class Switcher:
         if not self._under_way:
             self._report_service()
         return freed_bytes
+
+    def _max_bytes_in(self, max_s: float | None) -> int:
+        """How much may be converted at once; never nothing, so that a switch ends some time."""
+        if max_s is None:
+            return sys.maxsize
+        if self._bytes_per_s is None:
+            return self._max_bytes
+        return max(1, int(min(self._max_bytes, max_s * self._bytes_per_s)))
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence ended or was parked; its switch ends with it."""

@@ -14,19 +14,18 @@ from dataclasses import replace
 
 import structlog
 
-from adaptive_kv.attention.batch import RaggedBatch
 from adaptive_kv.cache.slab import MemoryLimitError
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.controller import Controller, Orders
 from adaptive_kv.engine.admission import Admission
 from adaptive_kv.engine.batch import Batch, OutOfMemory, check_shortage, make_batch, roll_back
 from adaptive_kv.engine.desk import Desk
+from adaptive_kv.engine.forward import Forward
 from adaptive_kv.engine.gauge import Gauge
 from adaptive_kv.engine.healer import Healer
 from adaptive_kv.engine.herald import health_of, make_status
 from adaptive_kv.engine.mailbox import Mailbox
 from adaptive_kv.engine.meter import Meter
-from adaptive_kv.engine.model import Model
 from adaptive_kv.engine.rescue import Rescue
 from adaptive_kv.engine.sampling import LogitsError, Sampled, sample
 from adaptive_kv.engine.scheduler import Scheduler
@@ -47,7 +46,7 @@ class Worker:
 
     def __init__(
         self,
-        model: Model,
+        forward: Forward,
         store: PageStore,
         *,
         controller: Controller,
@@ -66,7 +65,7 @@ class Worker:
         note: Callable[[Reading, Orders], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._model = model
+        self._forward = forward
         self._store = store
         self._controller = controller
         self._gauge = gauge
@@ -83,7 +82,6 @@ class Worker:
         self._switch_share = switch_share
         self._note = note
         self._clock = clock
-        self._ragged: RaggedBatch | None = None
         self._switched_s = 0.0
         self._decode_s = 0.0
         """What the last step that only decoded took besides converting pages."""
@@ -259,9 +257,7 @@ class Worker:
         needed_bytes = self._gauge.workspace_bytes(len(ids), len(last), batch.longest)
         try:
             with self._store.budget.workspace(needed_bytes):
-                if self._ragged is None or not self._ragged.follow(batch.rows):
-                    self._ragged = RaggedBatch(self._store, batch.rows)
-                logits = self._model.forward(ids, positions, last, self._ragged)
+                logits = self._forward(batch.rows, ids, positions, last)
                 return sample(logits, [chunk.sequence.sampling for chunk in batch.sampled])
         except LogitsError as error:
             return error.with_traceback(None)

@@ -45,7 +45,25 @@ def test_every_format_decodes_against_generate(report: dict[str, Any]) -> None:
     for case in report["decode"]:
         for name in ("full", "int8", "int4", "generate", "generate_static"):
             assert case[name]["tokens_per_s"] > 0
+        assert all(case[name]["layers_step_s"] > 0 for name in ("full", "int8", "int4"))
+        assert case["graphs"] == {"why_none": None, "num_bytes": 0}
         assert case["int4"]["read_bytes"] < case["int8"]["read_bytes"] < case["full"]["read_bytes"]
+
+
+def test_a_step_waits_for_the_device_once_however_its_tokens_are_chosen(
+    report: dict[str, Any],
+) -> None:
+    assert len(report["waits"]) == 8
+    assert {case["waits"] for case in report["waits"]} == {1}
+    assert all(case["is_right"] for case in report["waits"])
+
+
+def test_other_ways_to_start_kernels_are_measured(report: dict[str, Any]) -> None:
+    *each, together = report["tuning"]["found"]
+    assert all(case["share"] > 0 for case in (*each, together))
+    changed = [name for case in each for name in case["tuning"]]
+    assert changed == ["programs_per_core"] * 3 + ["chunk_tile"] * 2
+    assert set(together["tuning"]) <= set(changed)
 
 
 def test_a_neighbour_makes_the_engine_switch_and_nothing_fails(report: dict[str, Any]) -> None:

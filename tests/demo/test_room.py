@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_kv.config import load_settings
+from adaptive_kv.demo.processes import demo_config
 from adaptive_kv.demo.room import (
     HEADROOM_BYTES,
     MIB,
     SERVICE_BYTES,
+    Room,
     TooSmallError,
     cgroup_room_bytes,
     plan_room,
@@ -17,6 +20,17 @@ from adaptive_kv.demo.room import (
 from adaptive_kv.sensors.base import MemorySample
 
 GIB = 2**30
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_the_service_is_served_in_the_type_that_suits_the_device(
+    device: str, tmp_path: Path
+) -> None:
+    """float32 on a GPU would leave its kernels aside."""
+    config = tmp_path / "demo.toml"
+    config.write_text(demo_config(device, Room(floor_bytes=GIB, most_bytes=GIB), None))
+    model = load_settings(config).model
+    assert (model.dtype, model.device) == ("auto", device.partition(":")[0])
 
 
 def sample(total_bytes: int, free_bytes: int) -> MemorySample:

@@ -91,6 +91,20 @@ def test_a_nucleus_beyond_the_first_candidates_is_found(top_p: float, scale: flo
     assert kept[2].all()
 
 
+def test_a_draw_from_a_nucleus_beyond_the_first_candidates_is_from_all_of_it() -> None:
+    """As from one that somebody else has cut, next to rows that need no second look."""
+    vocab = 5000
+    logits = random_logits(40, vocab, scale=0.1)
+    logits[::2] *= 40
+    states = [started(vocab, top_p=0.99, seed=row) for row in range(40)]
+    cut = TopPLogitsWarper(0.99)(None, logits.clone())
+    plain = [started(vocab, seed=row) for row in range(40)]
+    drawn = [one.token_id for one in sample(logits, states)]
+    assert drawn == [one.token_id for one in sample(cut, plain)]
+    ranks = [int((logits[row] > logits[row, id_]).sum()) for row, id_ in enumerate(drawn)]
+    assert max(ranks) > 2000
+
+
 def test_presence_and_frequency_count_the_output_alone_as_openai_defines_them() -> None:
     state = started(presence_penalty=0.5, frequency_penalty=0.25)
     for token in (3, 3, 8):

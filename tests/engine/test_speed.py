@@ -1,12 +1,14 @@
 """What a step is made of, as measured on this box."""
 
 import pytest
+from driver import make_store
 from engines import KIB, MIB
 from models import prepared
 
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.slab import Budget
-from adaptive_kv.engine.speed import Speed, measure_speed
+from adaptive_kv.engine.noise import noisy_cache
+from adaptive_kv.engine.speed import Speed, convert_speed, measure_speed
 from adaptive_kv.policy import CacheMode
 
 _SPEED = Speed(
@@ -44,6 +46,23 @@ def test_where_memory_is_short_shorter_sequences_are_timed_or_none() -> None:
     assert _measure("llama", tight) is not None
     assert tight.used_bytes == 0
     assert _measure("llama", Budget(100 * KIB)) is None
+
+
+def test_the_slowest_switch_is_measured_and_the_cache_stays_what_it_was() -> None:
+    store = make_store(prepared().groups)
+    cache = noisy_cache(store, CacheMode("full"), 500)
+    used_bytes = store.used_bytes
+    assert (convert_speed(cache, ["int8", "int4", "full"]) or 0) > 0
+    assert cache.is_settled
+    assert store.used_bytes == used_bytes
+    few = noisy_cache(store, CacheMode("full"), 20)
+    assert convert_speed(few, ["int8", "full"]) is None
+
+
+def test_on_a_cpu_a_clock_sees_how_long_a_switch_takes() -> None:
+    speed = _measure("llama", Budget())
+    assert speed is not None
+    assert speed.convert_bytes_per_s is None
 
 
 def test_a_window_ends_what_a_token_takes() -> None:

@@ -5,6 +5,7 @@ from engines import KIB, MIB, Stand, check, is_as_wanted, make_stand, slow_atten
 from models import prompt
 
 from adaptive_kv.engine.batch import OutOfMemory
+from adaptive_kv.engine.speed import Speed
 from adaptive_kv.events import Event, ModeChanged, OomAverted, SequenceSwitched, Switched
 
 
@@ -86,6 +87,28 @@ def test_its_share_makes_room_for_what_a_larger_form_takes(now_s: float, share_s
         took_s = now_s
         stand.step()
     assert stand.engine.worker._switch_s() == pytest.approx(share_s, abs=2)
+
+
+def test_where_a_device_converts_what_it_was_measured_to_do_bounds_a_step() -> None:
+    """Not a clock, which has all the time in the world here: one block of pages in every step."""
+    speed = Speed(
+        step_s=0.01,
+        row_s=0.0,
+        context_token_s={"full": 0.0},
+        new_token_s=0.0,
+        convert_bytes_per_s=1e-9,
+    )
+    stand = make_stand(speed=speed, server={"max_tokens_per_step": 512})
+    for seed in range(3):
+        stand.post(prompt(150, seed=seed), 60)
+    stand.step(2)
+    stand.pin("int4")
+    num_steps = 0
+    while not stand.of_type(ModeChanged):
+        stand.step()
+        check(stand)
+        num_steps += 1
+    assert num_steps >= 5
 
 
 def test_a_way_back_up_frees_a_negative_number_of_bytes() -> None:
