@@ -332,7 +332,7 @@ def slow_attention(clock: Clock, took_s: Callable[[int], float]) -> Iterator[Non
             return super().attend(call, queries, keys, values)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "RaggedBatch", SlowBatch)
+        patch.setattr(forward, "RaggedBatch", SlowBatch)
         yield
 
 
