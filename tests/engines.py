@@ -96,10 +96,10 @@ class FaultyBudget(Budget):
         with super().workspace(num_bytes):
             yield
 
-    def take_slab(self, num_bytes: int) -> None:
+    def take_slab(self, num_bytes: int, *, is_exchange: bool = False) -> None:
         """As any budget's, if the device agrees."""
         self.faults.ask()
-        super().take_slab(num_bytes)
+        super().take_slab(num_bytes, is_exchange=is_exchange)
         self.faults.on_slab()
 
 

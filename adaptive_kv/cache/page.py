@@ -97,13 +97,21 @@ class PagePool:
         """Free pages of the slabs held, the spare included."""
         return len(self._free)
 
-    def take(self, format_name: str, start: int, *, may_use_spare: bool = False) -> Page:
+    def take(
+        self,
+        format_name: str,
+        start: int,
+        *,
+        may_use_spare: bool = False,
+        is_exchange: bool = False,
+    ) -> Page:
         """A page, at the lowest free place; grows by a slab where none is free.
 
-        Only a switch may use the spare. Raises `torch.OutOfMemoryError`; nothing is taken then.
+        Only a switch may use the spare; `is_exchange` is as `Budget.take_slab` has it. Raises
+        `torch.OutOfMemoryError`; nothing is taken then.
         """
         if len(self._free) <= (0 if may_use_spare else self.num_spare):
-            self._grow()
+            self._grow(is_exchange=is_exchange)
         page = Page(heapq.heappop(self._free), format_name, start)
         self._live[page.id] = page
         self.num_by_format[format_name] += 1
@@ -206,8 +214,8 @@ class PagePool:
         self._live[page.id] = page
         self.epoch += 1
 
-    def _grow(self) -> None:
-        self._budget.take_slab(self.slab_bytes)
+    def _grow(self, *, is_exchange: bool = False) -> None:
+        self._budget.take_slab(self.slab_bytes, is_exchange=is_exchange)
         number = next(n for n in range(len(self._slabs) + 1) if n not in self._slabs)
         try:
             self._slabs[number] = Slab(self.shape, self.pages_per_slab, self.device)

@@ -29,13 +29,15 @@ class Budget:
 
     `limit_bytes` caps weights + slabs + workspace for good (None: no cap), so that any device
     behaves like a small GPU. `allowance_bytes` is what the guard lets slabs take from the device
-    until its next reading (None: not limited). `reclaimable_bytes` of the slabs hold what nobody
-    uses: they count as room, and `reclaim` gives that much back.
+    until its next reading (None: not limited); below it, only what is given back by more may be
+    taken, in exchange. `reclaimable_bytes` of the slabs hold what nobody uses: they count as room,
+    and `reclaim` gives that much back.
     """
 
     def __init__(self, limit_bytes: int | None = None, weights_bytes: int = 0) -> None:
         self.limit_bytes = limit_bytes
         self.allowance_bytes: int | None = None
+        self._given_bytes = 0
         self.weights_bytes = weights_bytes
         self.cache_bytes = 0
         self.reclaimable_bytes = 0
@@ -67,6 +69,11 @@ class Budget:
             room_bytes = min(room_bytes, self.allowance_bytes + self.reclaimable_bytes)
         return max(0, room_bytes)
 
+    def allow(self, num_bytes: int) -> None:
+        """A new reading: so much may be taken from now on."""
+        self.allowance_bytes = num_bytes
+        self._given_bytes = 0
+
     @contextmanager
     def workspace(self, num_bytes: int) -> Iterator[None]:
         """Reserve what a step will need besides pages. Raises `torch.OutOfMemoryError`."""
@@ -79,19 +86,25 @@ class Budget:
         finally:
             self.workspace_bytes -= num_bytes
 
-    def take_slab(self, num_bytes: int) -> None:
-        """Count a slab in. Raises `torch.OutOfMemoryError` where a limit would be broken."""
+    def take_slab(self, num_bytes: int, *, is_exchange: bool = False) -> None:
+        """Count a slab in; `is_exchange` where it serves to give back more.
+
+        Raises `torch.OutOfMemoryError` where a limit would be broken.
+        """
         self._check("a slab", num_bytes)
         if self.allowance_bytes is not None:
-            if num_bytes > self.allowance_bytes:
+            most_bytes = max(self.allowance_bytes, self._given_bytes if is_exchange else 0)
+            if num_bytes > most_bytes:
                 raise MemoryLimitError("a slab above the floor", num_bytes, self.allowance_bytes)
             self.allowance_bytes -= num_bytes
+        self._given_bytes -= num_bytes
         self.cache_bytes += num_bytes
         self.peak_cache_bytes = max(self.peak_cache_bytes, self.cache_bytes)
 
     def give_slab(self, num_bytes: int) -> None:
         """Count a slab out."""
         self.cache_bytes -= num_bytes
+        self._given_bytes += num_bytes
         if self.allowance_bytes is not None:
             self.allowance_bytes += num_bytes
 

@@ -132,13 +132,12 @@ class GroupPages:
         assert num_packed <= self.pages.num_live, "scales without a page"
 
     def _take_side(self, start: int) -> Page:
-        """A place for scales; where there is no memory for more, what packing has freed so far."""
+        """A place for scales; where there is no memory for more, of what packing has freed."""
         try:
             return self.sides.take("scales", start, may_use_spare=True)
         except torch.OutOfMemoryError:
-            if not self.pages.empty_one_slab():
-                raise
-        return self.sides.take("scales", start, may_use_spare=True)
+            self.pages.empty_one_slab()
+        return self.sides.take("scales", start, may_use_spare=True, is_exchange=True)
 
     def _trim(self) -> None:
         self.pages.trim()

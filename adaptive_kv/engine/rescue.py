@@ -60,7 +60,7 @@ class Rescue:
         """
         budget = self._store.budget
         idle_bytes = self._scheduler.shadow_bytes + budget.reclaimable_bytes
-        budget.allowance_bytes = (allowance_bytes or min(0, headroom_bytes)) - idle_bytes
+        budget.allow((allowance_bytes or min(0, headroom_bytes)) - idle_bytes)
         if headroom_bytes < idle_bytes:
             self._store.reclaim(idle_bytes - headroom_bytes)
         self._store.prefixes.shrink(budget.room_bytes() * _RETAINED_SHARE)

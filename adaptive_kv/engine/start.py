@@ -19,6 +19,6 @@ def make_start_budget(settings: Settings, model: Model, graphs_bytes: int = 0) -
     budget = Budget(settings.memory.budget, model.weights_bytes + graphs_bytes)
     sensors = make_sensors(settings.memory, str(model.device), lambda: budget.kept_bytes)
     poller = SensorPoller(sensors, poll_hz=settings.memory.poll_hz, events=EventLog())
-    budget.allowance_bytes = max(0, poller.latest().free_bytes - settings.memory.floor)
+    budget.allow(max(0, poller.latest().free_bytes - settings.memory.floor))
     poller.close()
     return budget

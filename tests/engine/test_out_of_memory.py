@@ -2,6 +2,7 @@
 
 import functools
 import operator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from engines import (
     MIB,
     STEP_S,
     Faults,
+    Memory,
     Stand,
     check,
     check_empty,
@@ -195,3 +197,27 @@ def test_a_tight_budget_makes_sequences_take_turns_and_all_finish(budget_kib: in
     assert all(is_as_wanted(stand, id_) for id_ in stand.requests)
     assert len(stand.of_type(SequenceParked)) <= 15
     check_empty(stand)
+
+
+def test_a_floor_that_breaks_at_once_is_packed_down_to_and_nobody_is_parked(
+    tmp_path: Path,
+) -> None:
+    """By more than the scales that are kept ready are good for: more are taken in exchange."""
+    memory = Memory(tmp_path / "memory.json", 32 * MIB)
+    stand = make_stand(
+        memory={"source": f"file:{memory.path}", "floor": 256 * KIB},
+        cache={"ladder": ["full", "int4"]},
+        server={"max_tokens_per_step": 512},
+    )
+    stand.memory = memory
+    for seed in range(3):
+        stand.post(prompt(700, seed=seed), 100)
+    stand.step(20)
+    held_bytes = stand.store.held_bytes
+    num_slabs = held_bytes // stand.store.slab_bytes
+    assert num_slabs > 8
+    memory.neighbour_bytes = memory.total_bytes - 256 * KIB - held_bytes // 2
+    stand.step(60)
+    assert memory.free_bytes(stand.store.held_bytes) >= 256 * KIB
+    stand.run()
+    assert not stand.of_type(SequenceParked)
