@@ -16,11 +16,11 @@ from torch import Tensor
 
 from adaptive_kv.attention import kernels, reference
 from adaptive_kv.attention.interface import LayerCall
-from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache import window
 from adaptive_kv.cache.slab import Slab
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import SequenceCache
+from adaptive_kv.sending import to_device
 
 
 @dataclass(frozen=True, slots=True)

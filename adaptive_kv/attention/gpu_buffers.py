@@ -18,9 +18,9 @@ from adaptive_kv.attention import gpu, gpu_lists
 from adaptive_kv.attention.batch import Row
 from adaptive_kv.attention.gpu_lists import Integers
 from adaptive_kv.attention.interface import LayerCall
-from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.store import PageStore
 from adaptive_kv.cache.table import PageTable
+from adaptive_kv.sending import to_device
 
 _COLUMNS = 10
 """As `gpu_kernel.COLUMNS`; that module would load Triton."""

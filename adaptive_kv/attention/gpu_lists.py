@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.attention.interface import NO_WINDOW
-from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.table import PageTable
+from adaptive_kv.sending import to_device
 
 _PAGES_AT_ONCE = 4
 """So many full pages are worth a split, as one packed page is."""

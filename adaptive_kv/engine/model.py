@@ -17,12 +17,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from adaptive_kv.attention import interface
 from adaptive_kv.attention.batch import RaggedBatch
 from adaptive_kv.attention.interface import LayerCall, Step
-from adaptive_kv.attention.sending import to_device
 from adaptive_kv.cache.costs import ModelWidths
 from adaptive_kv.cache.disabled import chunk_mlps
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.engine.linear import block_linears, read_by_row
 from adaptive_kv.engine.norm import fuse_norms
+from adaptive_kv.sending import to_device
 
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from adaptive_kv.attention.sending import to_device
 from adaptive_kv.engine.mailbox import SamplingParams, TokenLogprob
 from adaptive_kv.errors import AdaptiveKVError
+from adaptive_kv.sending import to_device
 
 _MIN_TEMPERATURE = 1e-5
 """Below it a draw could only pick the best token; dividing by it would only lose digits."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.geometry import LayerGroup
+from adaptive_kv.sending import to_device
 
 Line = tuple[int, int, int, int, int, int]
 """A page, as in `table.PageTable`."""
@@ -42,7 +43,7 @@ def convert(
     num_tokens = len(targets) * 256 // target_bits
     num_tiles = num_tokens // convert_options(group, source_bits, target_bits)["tokens"]
     lines = [line[:_BITS_AT] + line[_BITS_AT + 1 :] for line in (*sources, *targets)]
-    sent = torch.tensor(lines, dtype=torch.int64).to(device)
+    sent = to_device(lines, device, torch.int64)
     some = sent[: len(sources)], sent[len(sources) :]
     _start(group, num_tiles, *some, pages_per_slab, source_bits, target_bits)
 
