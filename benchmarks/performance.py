@@ -25,6 +25,8 @@ _BLOCK = re.compile(r"(<!-- bars -->\n).*?(<!-- /bars -->)", re.DOTALL)
 _PACKED = ("int8", "int4")
 _MODES = ("full", *_PACKED)
 _BATCHING = "transformers serve, batching"
+_FASTER = 1.005
+"""From here on two decimals show more than one."""
 
 _PAGES = {
     "contexts": contexts_report.render,
@@ -130,7 +132,7 @@ def _served(cases: Cases) -> Iterator[Bar]:
     yield _at_least("served, bfloat16, 8 streams: at least vLLM", 1.0, found)
     for case in ("float32, alone, 6k", "bfloat16, alone, 6k"):
         found = {mode: against(case, mode, "ours, full") for mode in _PACKED}
-        yield _at_least(f"served, {case}: packed modes faster than our `full`", 1.0, found)
+        yield _at_least(f"served, {case}: packed modes faster than our `full`", _FASTER, found)
 
 
 def _switches(cases: Cases) -> Iterator[Bar]:

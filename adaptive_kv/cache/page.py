@@ -135,12 +135,12 @@ class PagePool:
                 self._free_places_outside(number)
                 self._forget(number)
 
-    def keep_spare(self) -> None:
+    def keep_spare(self, max_needed: int) -> None:
         """Take a slab now if fewer are free than should be, so that a later switch needs none.
 
-        Raises `torch.OutOfMemoryError`.
+        More than `max_needed` it will not need. Raises `torch.OutOfMemoryError`.
         """
-        if len(self._free) < self.num_spare:
+        if len(self._free) < min(self.num_spare, max_needed):
             self._grow()
 
     def empty_one_slab(self, max_pages: int | None = None) -> int:

@@ -21,8 +21,9 @@ _MOVED_AT_ONCE = 8
 class GroupPages:
     """Pages of one layer group, with scales beside those that are packed.
 
-    While any page is in use, so many scales are kept free that packing can go on until it has
-    emptied a slab of pages: packing under pressure needs no memory that was not there before.
+    So many scales are kept free that packing can go on until all full pages are packed, or it has
+    emptied a slab of pages and may take more of what that gave back: packing under pressure needs
+    no memory that was not there before.
 
     `release` frees something that nobody uses; False where there is nothing.
     """
@@ -100,7 +101,7 @@ class GroupPages:
             if self.formats[format_name].is_packed:
                 page.side = self._take_side(start)
             elif not may_use_spare:
-                self.sides.keep_spare()
+                self.sides.keep_spare(self.pages.num_by_format["full"])
         except torch.OutOfMemoryError:
             self.pages.give([page])
             self._trim()

@@ -195,3 +195,38 @@ def test_places_of_a_slab_that_is_being_emptied_may_be_taken_again() -> None:
     pool.check()
     assert {page.id for page in more} == {3, 4, 8, 10}
     assert taken[8].id == 0
+
+
+def test_a_full_page_asks_for_no_more_scales_than_there_are_full_pages() -> None:
+    """Packed ones have theirs: at the floor, free pages can be used to the last."""
+    budget = Budget()
+    store = make_store(_GROUPS[:1], slab_bytes=16 * 4096, budget=budget)
+    (pages,) = store.groups
+    for name in ("full", "int8", "int4"):
+        pages.take(name, 0)
+    budget.allow(0)
+    num_free = pages.pages.num_free
+    for _ in range(num_free - 1):  # one is the spare
+        pages.take("full", 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        pages.take("full", 0)
+    store.check()
+
+
+def test_below_the_floor_scales_are_taken_only_in_exchange_for_more_that_was_given() -> None:
+    budget = Budget()
+    for _ in range(4):
+        budget.take_slab(100)
+    budget.allow(-50)
+    with pytest.raises(torch.OutOfMemoryError, match="above the floor"):
+        budget.take_slab(60, is_exchange=True)
+    budget.give_slab(100)
+    with pytest.raises(torch.OutOfMemoryError, match="above the floor"):
+        budget.take_slab(60)
+    budget.take_slab(60, is_exchange=True)
+    with pytest.raises(torch.OutOfMemoryError, match="above the floor"):
+        budget.take_slab(60, is_exchange=True)  # 40 are left of it
+    budget.give_slab(100)
+    budget.allow(-50)
+    with pytest.raises(torch.OutOfMemoryError, match="above the floor"):
+        budget.take_slab(60, is_exchange=True)  # what was given before is in the new reading
