@@ -85,6 +85,8 @@ class Worker:
         self._switched_s = 0.0
         self._decode_s = 0.0
         """What the last step that only decoded took besides converting pages."""
+        self._prefill_s = 0.0
+        """The same, of the last one with a prefill."""
         self._num_steps = 0
         self._told_gist: tuple[object, ...] = ()
         self._told_s = 0.0
@@ -179,6 +181,8 @@ class Worker:
         if self._rescue.is_short:
             return None
         usual_s = self._meter.usual_s() or math.inf
+        if any(sequence.num_pending > 1 for sequence in self._scheduler.running):
+            return self._switch_share * max(usual_s, self._prefill_s)
         share_s = self._switch_share * usual_s
         return min(share_s, max(usual_s + share_s - self._decode_s, share_s / 2))
 
@@ -243,9 +247,12 @@ class Worker:
         self._commit(batch)
         now_s = self._clock()
         decoded = Counter(c.sequence.mode for c in batch.sampled)
-        if all(chunk.num_new == 1 for chunk in batch.chunks):
+        only_decodes = all(chunk.num_new == 1 for chunk in batch.chunks)
+        if only_decodes:
             self._decode_s = now_s - started_s - self._switched_s
-        is_typical = not (batch.is_healing or self._switcher.is_busy)
+        elif not batch.is_healing:
+            self._prefill_s = now_s - started_s - self._switched_s
+        is_typical = only_decodes and not self._switcher.is_busy
         self._meter.add_step(now_s, now_s - started_s, decoded, is_typical=is_typical)
         self._tally.add_step(now_s - started_s, decoded)
         for sequence in self._desk.emit(batch.sampled, outcome):

@@ -89,6 +89,20 @@ def test_its_share_makes_room_for_what_a_larger_form_takes(now_s: float, share_s
     assert stand.engine.worker._switch_s() == pytest.approx(share_s, abs=2)
 
 
+def test_beside_a_prefill_its_share_is_of_steps_that_prefill() -> None:
+    """What was prefilled is packed while others are, and not out of what decodes take later."""
+    stand = make_stand(cache={"switch_share": 0.2}, server={"max_tokens_per_step": 64})
+    stand.post(prompt(20), 60)
+    with slow_attention(stand.clock, lambda num_tokens: 100.0 if num_tokens < 3 else 1000.0):
+        stand.step(4)
+        assert stand.engine.worker._switch_s() == pytest.approx(20, abs=2)
+        stand.post(prompt(300), 5)
+        stand.step(3)
+        assert stand.engine.worker._switch_s() == pytest.approx(200, abs=2)
+        stand.step(5)
+        assert stand.engine.worker._switch_s() == pytest.approx(20, abs=2)
+
+
 def test_where_a_device_converts_what_it_was_measured_to_do_bounds_a_step() -> None:
     """Not a clock, which has all the time in the world here: one block of pages in every step."""
     speed = Speed(
