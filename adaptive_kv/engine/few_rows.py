@@ -8,6 +8,7 @@ take longer to begin than a small weight takes to read. Each tile is so many sum
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ from adaptive_kv.jit import jit
 MAX_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 8}
 """By the type of the weight: with more rows, routines for many are faster."""
 
-_ROWS = (0,) * 4
-_ONE = (0,)
+_NUM_ROWS = 4
+"""So many are multiplied at once, where there are several."""
 _MARKS = {
     torch.float32: np.float32(0),
     torch.bfloat16: np.uint16(0),
@@ -44,36 +45,26 @@ def can_multiply(weight: Tensor) -> bool:
 
 
 def multiply(weight: Tensor, hidden: Tensor) -> Tensor:
-    """`weight` `[out, in]` times `hidden` `[rows, in]`, as float32 `[rows, out]`."""
-    (num_rows, num_in), num_out = hidden.shape, weight.shape[0]
-    rows = _ONE if num_rows == 1 else _ROWS
-    num_groups = -(-num_rows // len(rows))
+    """`weight` `[out, in]` times `hidden` `[..., in]`, as float32 `[..., out]`."""
+    num_out, num_in = weight.shape
+    num_rows = hidden.numel() // num_in
+    num_at_once = 1 if num_rows == 1 else _NUM_ROWS
+    num_padded = -(-num_rows // num_at_once) * num_at_once
     hidden = hidden.float().contiguous()
-    packed = hidden if num_rows == 1 else torch.empty(num_groups, num_in * len(rows))
-    out = torch.empty(num_groups * len(rows), num_out)
-    lanes = _lanes(num_in)
-    _multiply(
-        lanes,
-        rows,
-        (0,) * (len(lanes) // 4),
-        _MARKS[weight.dtype],
-        weight.data_ptr(),
-        weight.element_size(),
-        hidden.data_ptr(),
-        packed.data_ptr(),
-        out.data_ptr(),
-        num_rows,
-        num_in,
-        num_out,
-    )
-    return out if len(out) == num_rows else out[:num_rows]
+    packed = hidden if num_rows == 1 else torch.empty(num_padded, num_in)
+    out = torch.empty(num_padded, num_out)
+    kernel = _kernel(weight.dtype, _width(num_in), num_at_once)
+    addresses = weight.data_ptr(), hidden.data_ptr(), packed.data_ptr(), out.data_ptr()
+    kernel(*addresses, num_rows, num_in, num_out)
+    rows = out if num_padded == num_rows else out[:num_rows]
+    return rows.view(*hidden.shape[:-1], num_out)
 
 
 @functools.cache
-def _lanes(num_in: int) -> tuple[int, ...]:
-    """As long as the vectors."""
+def _width(num_in: int) -> int:
+    """Of the vectors."""
     is_wide = num_in % 16 == 0 and get_host_cpu_features().get("avx512f", False)
-    return (0,) * (16 if is_wide else 8)
+    return 16 if is_wide else 8
 
 
 @intrinsic
@@ -129,35 +120,38 @@ def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
                     packed[g, place, r, i] = value
 
 
-@jit(sources=(cpu_vectors, cpu_words), nogil=True)
-def _multiply(
-    lanes: Any,
-    rows: Any,
-    outs: Any,
-    mark: Any,
-    weight: int,
-    itemsize: int,
-    hidden: int,
-    packed: int,
-    out: int,
-    num_rows: int,
-    num_in: int,
-    num_out: int,
-) -> None:
-    num_groups = (num_rows + len(rows) - 1) // len(rows)
-    if hidden != packed:
-        shape = num_groups, num_in // len(lanes), len(rows), len(lanes)
-        there = carray(pointer(hidden), (num_rows, num_in), np.float32)
-        _pack(lanes, rows, there, carray(pointer(packed), shape, np.float32))
-    line_bytes, group_bytes = num_in * itemsize, 4 * num_in * len(rows)
-    whole = num_out - num_out % len(outs)
-    for o in range(0, whole, len(outs)):
-        for g in range(num_groups):
-            to = out + 4 * (o + g * len(rows) * num_out)
-            line, some = weight + o * line_bytes, packed + g * group_bytes
-            _tile(lanes, rows, outs, mark, line, some, to, num_in, num_out)
-    for o in range(whole, num_out):
-        for g in range(num_groups):
-            to = out + 4 * (o + g * len(rows) * num_out)
-            line, some = weight + o * line_bytes, packed + g * group_bytes
-            _tile(lanes, rows, _ONE, mark, line, some, to, num_in, num_out)
+@functools.cache
+def _kernel(dtype: torch.dtype, width: int, num_rows_at_once: int) -> Callable[..., None]:
+    """For one kind of weight: what is constant costs nothing to hand over."""
+    lanes, rows, outs, one = (0,) * width, (0,) * num_rows_at_once, (0,) * (width // 4), (0,)
+    mark, itemsize = _MARKS[dtype], dtype.itemsize
+
+    @jit(sources=(cpu_vectors, cpu_words), nogil=True)
+    def run(
+        weight: int,
+        hidden: int,
+        packed: int,
+        out: int,
+        num_rows: int,
+        num_in: int,
+        num_out: int,
+    ) -> None:
+        num_groups = (num_rows + len(rows) - 1) // len(rows)
+        if hidden != packed:
+            shape = num_groups, num_in // len(lanes), len(rows), len(lanes)
+            there = carray(pointer(hidden), (num_rows, num_in), np.float32)
+            _pack(lanes, rows, there, carray(pointer(packed), shape, np.float32))
+        line_bytes, group_bytes = num_in * itemsize, 4 * num_in * len(rows)
+        whole = num_out - num_out % len(outs)
+        for o in range(0, whole, len(outs)):
+            for g in range(num_groups):
+                to = out + 4 * (o + g * len(rows) * num_out)
+                line, some = weight + o * line_bytes, packed + g * group_bytes
+                _tile(lanes, rows, outs, mark, line, some, to, num_in, num_out)
+        for o in range(whole, num_out):
+            for g in range(num_groups):
+                to = out + 4 * (o + g * len(rows) * num_out)
+                line, some = weight + o * line_bytes, packed + g * group_bytes
+                _tile(lanes, rows, one, mark, line, some, to, num_in, num_out)
+
+    return run  # type: ignore[no-any-return]

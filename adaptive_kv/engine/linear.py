@@ -5,6 +5,7 @@ oneDNN, the library inside torch, multiplies fastest with weights in blocks of i
 for frozen models. docs/decisions/0003-blocked-weights.md has the figures.
 """
 
+import functools
 from collections import Counter
 
 import torch
@@ -44,21 +45,21 @@ class FewRowsLinear(nn.Module):
         from adaptive_kv.engine import few_rows  # noqa: PLC0415 - loads Numba
 
         self.weight, self.bias = plain.weight, plain.bias
-        self._multiply_few = few_rows.multiply
-        self._max_rows = few_rows.MAX_ROWS[plain.weight.dtype]
+        # A module looks up its parameters slowly.
+        self._multiply_few = functools.partial(few_rows.multiply, plain.weight.detach())
+        self._has_bias = plain.bias is not None
+        self._max_elements = few_rows.MAX_ROWS[plain.weight.dtype] * plain.in_features
         is_single = plain.weight.dtype is torch.float32 and _has_operators()
         self._multiply_many = _multiply if is_single else nn.functional.linear
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`."""
-        num_out, num_in = self.weight.shape
-        num_rows = hidden.numel() // num_in
-        if not 0 < num_rows <= self._max_rows:
+        if not 0 < hidden.numel() <= self._max_elements:
             return self._multiply_many(hidden, self.weight, self.bias)
-        out = self._multiply_few(self.weight, hidden.reshape(num_rows, num_in))
-        if self.bias is not None:
+        out = self._multiply_few(hidden)
+        if self._has_bias:
             out += self.bias
-        return out.to(hidden.dtype).view(*hidden.shape[:-1], num_out)
+        return out.to(hidden.dtype)
 
 
 def read_by_row(module: nn.Module) -> int:
