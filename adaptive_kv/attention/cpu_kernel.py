@@ -31,8 +31,7 @@ from adaptive_kv.attention.cpu_loops import (
     soften,
 )
 from adaptive_kv.cache.formats import cpu_words
-from adaptive_kv.cache.formats.cpu_words import pointer
-from adaptive_kv.cache.geometry import BLOCK_TOKENS
+from adaptive_kv.cache.formats.cpu_words import pieces_at, pointer
 from adaptive_kv.jit import jit
 
 _HIDDEN = np.float32(-1e30)
@@ -164,13 +163,6 @@ def _read_packed(shape: Any, work: Any, pages: Integers, run: Any, at: Any, view
 
 
 @_compiled(inline="always")
-def _pieces_at(place: int, h: int, num_heads: int, num_pages: int, key: int, value: int) -> Any:
-    """How far a head's pieces in a layer are from a page's addresses, as `Slab` draws it."""
-    layer = place * num_heads * (key + value)
-    return (layer + h * key) * num_pages, (layer + num_heads * key + h * value) * num_pages
-
-
-@_compiled(inline="always")
 def _keep(page: Integers, slot: int, size: int, at: Any, key: Any, value: Any) -> None:
     """Write a new token's key and value of one head into its slot of a full page."""
     carray(pointer(page[0] + at[0]), (size, len(key)), key.dtype)[slot] = key
@@ -280,16 +272,15 @@ def decode(
         token, position, window, table, last, num_new = rows[unit // num_heads]
         h = unit % num_heads
         pages = carray(pointer(table), (last, 6), np.int64)
-        pieces_at = _pieces_at(place, h, num_heads, num_pages, 32 * kd, 32 * vd)
-        sides_at = _pieces_at(place, h, num_heads, num_sides, 4 * kd, 4 * BLOCK_TOKENS)
+        at = pieces_at(place, h, num_heads, (kd, vd), (num_pages, num_sides))
         some = slice(h * len(group), (h + 1) * len(group))
         for j in range(num_new):
             page, i = pages[_newest(pages, position + j)], token + j
-            _keep(page, position + j - page[5], size, pieces_at, kept_keys[i, h], kept_values[i, h])
+            _keep(page, position + j - page[5], size, at, kept_keys[i, h], kept_values[i, h])
             plain[j], turned[j] = queries[i, some] * scaling, rotated[i, some] * scaling
             mine = (plain[j], turned[j], folded, shifts, scores, top[j], total[j], acc[j])
             _begin(mine, keys[i, h], values[i, h], softcap)
-        at, windows = pieces_at + sides_at, (own_window, window, sinks)
+        windows = (own_window, window, sinks)
         _read_past(shape, work, pages, (position, num_new), at, windows, softcap)
         for j in range(num_new):
             for g in range(len(group)):

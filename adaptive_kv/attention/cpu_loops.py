@@ -24,7 +24,7 @@ _FULL_KINDS = {types.float32: "float32", types.uint16: "bfloat16", types.int16: 
 """Full pages, by the Numba type that their elements go by: it has none for the 16-bit ones."""
 
 
-def _kind(numba_type: Any) -> str:
+def kind_of(numba_type: Any) -> str:
     """The kind of elements that an argument's type stands for."""
     if isinstance(numba_type, types.IntegerLiteral):
         return f"int{numba_type.literal_value}"
@@ -54,7 +54,7 @@ def score_rows(
     Queries stay in registers: each load of one would take the place of a load of keys in the
     processor's queue, and so of the memory that is on its way.
     """
-    name = _kind(kind)
+    name = kind_of(kind)
     num_tokens = 32 // BYTES[name]
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -104,7 +104,7 @@ def score_codes(
     As `score_rows`, but for codes `[dims, tokens]` of `bits` bits each, and `offsets` `[group]`
     that are added to each score.
     """
-    name, num_tokens = _kind(bits), 256 // bits.literal_value
+    name, num_tokens = kind_of(bits), 256 // bits.literal_value
     num_parts = 8 // bits.literal_value
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -157,7 +157,7 @@ def add_rows(
     that are added to all dimensions, and of float32 `sums` `[group, dims]`. Two values of four bits
     share a byte, by halves of the dimensions.
     """
-    name = _kind(kind)
+    name = kind_of(kind)
     num_parts = 2 if name == "int4" else 1
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:

@@ -18,9 +18,11 @@ from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from adaptive_kv.attention import cpu_vectors
+from adaptive_kv.attention import cpu_loops, cpu_vectors
+from adaptive_kv.attention.cpu_loops import kind_of
 from adaptive_kv.attention.cpu_vectors import BYTES, Vectors
 from adaptive_kv.cache.formats import cpu_words
+from adaptive_kv.cache.formats.cpu import KEPT_AS, can_widen_half
 from adaptive_kv.cache.formats.cpu_words import pointer
 from adaptive_kv.jit import jit
 
@@ -29,19 +31,14 @@ MAX_ROWS = {torch.float32: 32, torch.bfloat16: 8, torch.float16: 8}
 
 _NUM_ROWS = 4
 """So many are multiplied at once, where there are several."""
-_MARKS = {
-    torch.float32: np.float32(0),
-    torch.bfloat16: np.uint16(0),
-    torch.float16: np.int16(0),
-}
-"""By their types the kernel tells what a weight is made of: Numba has none for 16-bit floats."""
-_KINDS = {types.float32: "float32", types.uint16: "bfloat16", types.int16: "float16"}
+_compiled = jit(sources=(cpu_loops, cpu_vectors, cpu_words), nogil=True)
 
 
 def can_multiply(weight: Tensor) -> bool:
     """Whether `multiply` takes this weight `[out, in]`."""
-    is_known = weight.device.type == "cpu" and weight.dtype in _MARKS and weight.is_contiguous()
-    return is_known and weight.shape[1] % 8 == 0
+    is_known = weight.dtype in KEPT_AS and can_widen_half()
+    is_here = weight.device.type == "cpu" and weight.is_contiguous()
+    return is_known and is_here and weight.shape[1] % 8 == 0
 
 
 def multiply(weight: Tensor, hidden: Tensor) -> Tensor:
@@ -81,7 +78,7 @@ def _tile(
     num_out: Any,
 ) -> Any:
     """Write a tile of `out` `[rows, outs]`; what follows in `weight` is asked for meanwhile."""
-    kind = _KINDS[mark]
+    kind = kind_of(mark)
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vectors = Vectors(builder, len(lanes))
@@ -107,7 +104,7 @@ def _tile(
     return types.none(lanes, rows, outs, mark, *[types.int64] * 5), generate
 
 
-@jit(sources=(cpu_vectors, cpu_words), nogil=True)
+@_compiled
 def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
     """From `[rows, in]` to `[groups, in / lanes, rows, lanes]`; rows that are missing are zero."""
     for g in range(packed.shape[0]):
@@ -124,9 +121,9 @@ def _pack(lanes: Any, rows: Any, hidden: Any, packed: Any) -> None:
 def _kernel(dtype: torch.dtype, width: int, num_rows_at_once: int) -> Callable[..., None]:
     """For one kind of weight: what is constant costs nothing to hand over."""
     lanes, rows, outs, one = (0,) * width, (0,) * num_rows_at_once, (0,) * (width // 4), (0,)
-    mark, itemsize = _MARKS[dtype], dtype.itemsize
+    mark, itemsize = torch.zeros(1, dtype=KEPT_AS[dtype]).numpy()[0], dtype.itemsize
 
-    @jit(sources=(cpu_vectors, cpu_words), nogil=True)
+    @_compiled
     def run(
         weight: int,
         hidden: int,

@@ -16,8 +16,7 @@ import numpy as np
 from numba import carray
 
 from adaptive_kv.cache.formats import cpu_words
-from adaptive_kv.cache.formats.cpu_words import narrow, pointer, widen
-from adaptive_kv.cache.geometry import BLOCK_TOKENS
+from adaptive_kv.cache.formats.cpu_words import narrow, pieces_at, pointer, widen
 from adaptive_kv.jit import jit
 
 _LARGEST = np.float32(65504.0)
@@ -26,21 +25,6 @@ _HALF = np.int16(0)
 
 # No sum or product may be rounded in another way than torch does it; a range knows no order.
 _compiled = jit(sources=[cpu_words], nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-
-
-@_compiled
-def _pieces_at(place: int, h: int, num_heads: int, num_pages: int, key: int, value: int) -> Any:
-    """How far a head's pieces in a layer are from a page's addresses, as `Slab` draws it."""
-    layer = place * num_heads * (key + value)
-    return (layer + h * key) * num_pages, (layer + num_heads * key + h * value) * num_pages
-
-
-@_compiled
-def _all_pieces_at(unit: int, num_heads: int, kd: int, vd: int, per_slab: Any) -> Any:
-    """As `_pieces_at`, of keys, values, and the scales of both."""
-    place, h = unit // num_heads, unit % num_heads
-    pieces = _pieces_at(place, h, num_heads, per_slab[0], 32 * kd, 32 * vd)
-    return pieces + _pieces_at(place, h, num_heads, per_slab[1], 4 * kd, 4 * BLOCK_TOKENS)
 
 
 @_compiled
@@ -196,7 +180,8 @@ def copy(
     `per_slab` are pages of a slab, and scales.
     """
     for unit in range(len(keys)):
-        at = _all_pieces_at(unit, num_heads, keys.shape[2], values.shape[2], per_slab)
+        dims = keys.shape[2], values.shape[2]
+        at = pieces_at(unit // num_heads, unit % num_heads, num_heads, dims, per_slab)
         first = 0
         for line in lines:
             some = slice(first, first + 256 // line[4])

@@ -1,4 +1,4 @@
-"""What Numba has no types for: memory by its address, and numbers of 16 bits.
+"""Pages as kernels for CPUs find them, and what Numba has no types for: addresses, 16-bit numbers.
 
 Elements of full pages go by the type that they are handed over as (`cpu.KEPT_AS`): `uint16` stands
 for bfloat16, `int16` for float16.
@@ -11,6 +11,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from adaptive_kv.cache.geometry import BLOCK_TOKENS
+from adaptive_kv.jit import jit
+
 _FLOAT, _HALF, _WORD, _BITS = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32)
 
 
@@ -22,6 +25,12 @@ def pointer(_context: Any, address: Any) -> Any:
         return builder.inttoptr(args[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+@jit(inline="always")
+def _pieces_at(place: int, h: int, num_heads: int, num_pages: int, key: int, value: int) -> Any:
+    layer = place * num_heads * (key + value)
+    return (layer + h * key) * num_pages, (layer + num_heads * key + h * value) * num_pages
 
 
 @intrinsic
@@ -54,3 +63,14 @@ def narrow(_context: Any, number: Any, element: Any) -> Any:
         return args[0]
 
     return element(types.float32, element), generate
+
+
+@jit(inline="always")
+def pieces_at(place: int, h: int, num_heads: int, dims: Any, per_slab: Any) -> Any:
+    """How far a head's pieces in a layer are from the addresses of a page and of its scales.
+
+    As `Slab` draws it: those of keys, of values, of the scales of keys, of those of values. `dims`
+    and `per_slab` are two each: of keys and values, and how many pages and scales a slab has.
+    """
+    rows = _pieces_at(place, h, num_heads, per_slab[0], 32 * dims[0], 32 * dims[1])
+    return rows + _pieces_at(place, h, num_heads, per_slab[1], 4 * dims[0], 4 * BLOCK_TOKENS)
