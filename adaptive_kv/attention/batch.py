@@ -36,6 +36,10 @@ class Row:
         """Whether keys and values are kept after the step."""
         return not self.cache.mode.is_disabled
 
+    def is_next(self, before: "Row") -> bool:
+        """Whether this is the same sequence as `before`, one token later."""
+        return self.cache is before.cache and self.position == before.position + 1
+
     @property
     def is_exact(self) -> bool:
         """Whether these tokens see everything before them as a fresh full run would."""
@@ -58,6 +62,7 @@ class RaggedBatch:
         self._store = store
         self._rows = tuple(rows)
         groups = range(len(store.groups))
+        self._max_decoded = [kernels.max_decoded(pages) for pages in store.groups]
         self._decodes = [self._plan_decodes(g) if use_kernels else None for g in groups]
         self._others = [self._plan_others(g) for g in groups]
         self._chunks = [self._plan_chunks(g) if use_kernels else None for g in groups]
@@ -74,8 +79,7 @@ class RaggedBatch:
         if not self._is_all_decodes or len(rows) != len(self._rows):
             return False
         for old, new, mode in zip(self._rows, rows, self._modes, strict=True):
-            is_next = new.cache is old.cache and new.position == old.position + 1
-            if not is_next or new.num_new != 1 or new.cache.mode is not mode:
+            if not new.is_next(old) or new.num_new != 1 or new.cache.mode is not mode:
                 return False
         decodes = [decodes for decodes in self._decodes if decodes is not None]
         for group, known in enumerate(decodes):
@@ -186,7 +190,7 @@ class RaggedBatch:
         return [one for one in placed if has_none or not self._is_decode(one[1], group)]
 
     def _is_decode(self, row: Row, group: int) -> bool:
-        return row.is_stored and row.num_new <= kernels.max_decoded(self._store.groups[group])
+        return row.is_stored and row.num_new <= self._max_decoded[group]
 
     def _plan_decodes(self, group: int) -> kernels.DecodeRows | None:
         """The rows that the kernel answers, with their pages; None where there are none."""

@@ -71,8 +71,7 @@ class StepBuffers:
         if len(followed) != len(rows):
             return False
         for (old, mode, known), new, some in zip(followed, rows, tables, strict=True):
-            is_next = new.cache is old.cache and new.position == old.position + 1
-            if not is_next or new.cache.mode is not mode or known != some:
+            if not new.is_next(old) or new.cache.mode is not mode or known != some:
                 return False
         self._positions[: len(rows)] += 1
         for own in self._rows:

@@ -200,17 +200,22 @@ class PageStore:
         return {**found, "free": max(0, self.held_bytes - found.total())}
 
     def has_room(self, num_bytes: int, reserve_bytes: int) -> bool:
-        """Whether pages of `num_bytes` fit now, with `reserve_bytes` of workspace besides.
+        """Whether pages of `num_bytes` fit now, with `reserve_bytes` of workspace besides."""
+        is_left = reserve_bytes <= self.budget.left_bytes
+        return is_left and num_bytes <= self.room_bytes(reserve_bytes)
 
-        Counts free pages and the slabs that may still be taken.
-        """
-        free_bytes = sum(pages.free_bytes for pages in self.groups)
-        room_bytes = self.budget.room_bytes(reserve_bytes)
-        return reserve_bytes <= self.budget.left_bytes and num_bytes <= free_bytes + room_bytes
+    def room_bytes(self, reserve_bytes: int = 0) -> float:
+        """What pages could have now, `reserve_bytes` of workspace besides: free ones, and slabs
+        that may still be taken."""
+        return self._free_bytes + self.budget.room_bytes(reserve_bytes)
 
     def missing_bytes(self, num_bytes: int) -> int:
         """What pages of `num_bytes` would take from the device besides the free pages held."""
-        return max(0, num_bytes - sum(pages.free_bytes for pages in self.groups))
+        return max(0, num_bytes - self._free_bytes)
+
+    @property
+    def _free_bytes(self) -> int:
+        return sum(pages.free_bytes for pages in self.groups)
 
     @property
     def epoch(self) -> int:

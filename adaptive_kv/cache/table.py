@@ -259,6 +259,10 @@ class SequenceCache:
         self._expect_block(last)
         self._changed()
 
+    def num_shared(self, mode: CacheMode) -> int:
+        """As `Prefixes.num_shared`, while it has stored nothing."""
+        return 0 if self._names is None else self.store.prefixes.num_shared(self._names, mode)
+
     def put(self, group: int, old: Sequence[Page], new: Sequence[Page]) -> None:
         """Have `new` pages where the adjacent `old` ones are; neither are given back or taken."""
         table = self._tables[group]

@@ -101,7 +101,7 @@ class Admission:
         is_alone = not self._scheduler.running
         if is_alone and sequence.num_parkings == 1:
             return 0.0
-        if not is_alone or self._gauge.room_bytes() > sequence.too_little_bytes:
+        if not is_alone or self._store.room_bytes() > sequence.too_little_bytes:
             return _REST_S
         return min(_REST_S * 2.0**sequence.num_in_vain, _MAX_REST_S)
 

@@ -162,7 +162,7 @@ class Gauge:
 
     def new_bytes(self, mode: CacheMode, sequence: Sequence) -> int:
         """What the pages of one that has none would weigh besides what it would share for good."""
-        num_shared = self._store.prefixes.num_shared(sequence.names, mode)
+        num_shared = sequence.cache.num_shared(mode)
         gap_stops = (num_shared,) * len(self._model.groups)
         return self._weigher.bytes(mode, len(sequence.tokens), gap_stops)
 
@@ -207,11 +207,6 @@ class Gauge:
         parts = [*self._scheduler.running, *([] if sequence is None else [sequence])]
         longest = max((len(part.tokens) for part in parts), default=0)
         return self.workspace_bytes(min(longest, num_tokens), len(parts), longest)
-
-    def room_bytes(self) -> float:
-        """What pages could have now: free ones, and slabs that may still be taken."""
-        free_bytes = sum(pages.free_bytes for pages in self._store.groups)
-        return free_bytes + self._store.budget.room_bytes()
 
     def wasted_bytes(self, reserve_bytes: int) -> int:
         """What of the room no page can have, at least, while none is in use.

@@ -110,7 +110,7 @@ class Rescue:
         self._switcher.forget(sequence)
         self._scheduler.park(sequence, self._clock())
         self._store.compact(needed_bytes)
-        sequence.too_little_bytes = self._gauge.room_bytes() if is_by_limit else 0
+        sequence.too_little_bytes = self._store.room_bytes() if is_by_limit else 0
         self.is_short = True
         self._averted.clear()
         self._emit(

@@ -4,7 +4,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from adaptive_kv.cache.prefixes import Names
 from adaptive_kv.cache.table import SequenceCache
 from adaptive_kv.engine.mailbox import Request, Usage
 from adaptive_kv.engine.sampling import SamplingState
@@ -58,11 +57,6 @@ class Sequence:
     shadow: SequenceCache | None = None
     """A fresh full cache under way; takes the place of `cache`, or is given back before anything
     else is."""
-    names: Names = field(init=False)
-    """Of the blocks that its tokens fill."""
-
-    def __post_init__(self) -> None:
-        self.names = Names(self.tokens, self.cache.store.keep)
 
     @property
     def id(self) -> str:
