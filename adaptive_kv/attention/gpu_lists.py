@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.attention.interface import NO_WINDOW
+from adaptive_kv.cache.formats.lines import BITS_AT
 from adaptive_kv.cache.table import PageTable
 from adaptive_kv.sending import to_device
 
@@ -142,7 +143,8 @@ class _Mirror:
         """Count new lines in; returns them, each behind the address that it is to be put to."""
         new = lines[self.num_lines :]
         self.num_lines = len(lines)
-        return [self._append(int(bits), new[new[:, 4] == bits]) for bits in np.unique(new[:, 4])]
+        formats = new[:, BITS_AT]
+        return [self._append(int(bits), new[formats == bits]) for bits in np.unique(formats)]
 
     def place(self, bits: int) -> tuple[int, int]:
         """Address and length of a list."""

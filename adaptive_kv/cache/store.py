@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from adaptive_kv.cache.formats import Format, Full, make_formats
+from adaptive_kv.cache.formats.lines import BITS_AT
 from adaptive_kv.cache.geometry import PAGE_TOKENS_16_BIT, Keep, LayerGroup
 from adaptive_kv.cache.page import NUM_SPARE, Page, PagePool
 from adaptive_kv.cache.prefixes import Prefixes
@@ -79,7 +80,7 @@ class GroupPages:
         if sides:
             of, at = np.array(sides).T
             found[of, 2:4] = self.sides.addresses(at)
-        found[:, 4] = _numbers(self._bits[page.format] for page in pages)
+        found[:, BITS_AT] = _numbers(self._bits[page.format] for page in pages)
         found[:, 5] = _numbers(page.start for page in pages)
         return found
 

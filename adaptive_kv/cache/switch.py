@@ -126,13 +126,11 @@ def rewrite(pages: GroupPages, block: Sequence[Page], new: Sequence[Page]) -> No
     """Fill `new` pages with the tokens of `block`."""
     group, device = pages.group, pages.pages.device
     lines = pages.lines([*block, *new])
+    sources, targets = lines[: len(block)], lines[len(block) :]
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
-    if cpu.can_convert(group, lines[: len(block)], device):
-        cpu.convert(group, lines[: len(block)], lines[len(block) :], per_slab)
-        return
-    tuples = [tuple(line) for line in lines.tolist()]
-    sources, targets = tuples[: len(block)], tuples[len(block) :]
-    if gpu.can_convert(group, sources, device):
+    if cpu.can_convert(group, sources, device):
+        cpu.convert(group, sources, targets, per_slab)
+    elif gpu.can_convert(group, sources, device):
         gpu.convert(group, sources, targets, per_slab, device)
     else:
         rewrite_in_torch(pages, block, new)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adaptive_kv.cache.formats.base import Format, Run
+from adaptive_kv.cache.formats.lines import are_rotated
 from adaptive_kv.cache.geometry import Keep
 from adaptive_kv.cache.page import Page
 from adaptive_kv.cache.plan import Reach, make_plan, next_change
@@ -29,7 +30,6 @@ from adaptive_kv.cache.window import hides_any
 from adaptive_kv.policy import CacheMode
 
 _NO_PAGES = np.empty((0, 6), np.int64)
-_ROTATED_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class PageTable:
         self.lines = lines
         self.mirror = mirror
         self.address: int = lines.ctypes.data
-        self.has_rotated = bool((lines[:, 4] == _ROTATED_BITS).any())
+        self.has_rotated = bool(are_rotated(lines).any())
         """Whether some keys were rotated before they were packed."""
 
     def __len__(self) -> int:

@@ -185,9 +185,8 @@ def test_pages_are_converted_to_the_same_bytes_as_by_torch(
     noise = [torch.randn(2, 2, TOKENS, dim) * torch.logspace(-4, 2, dim) for dim in dims]
     noise[0][..., 3], noise[1][:, :, 7] = 0.5, 0
     pages.formats[source].write(make_run(pages, sources), *(x.to(dtype) for x in noise))
-    lines = [[tuple(line) for line in pages.lines(some).tolist()] for some in (sources, mine)]
     per_slab = pages.pages.pages_per_slab, pages.sides.pages_per_slab
-    convert(pages.group, lines[0], lines[1], per_slab, CPU)
+    convert(pages.group, pages.lines(sources), pages.lines(mine), per_slab, CPU)
     switch.rewrite_in_torch(pages, sources, wanted)
     is_rotated = "int4" in (source, target)
     for one, other in zip(_bytes(pages, mine), _bytes(pages, wanted), strict=True):

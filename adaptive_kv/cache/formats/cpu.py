@@ -4,15 +4,12 @@ import functools
 import platform
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from adaptive_kv.cache.formats import triton_here
 from adaptive_kv.cache.formats.int4 import rotate
+from adaptive_kv.cache.formats.lines import BITS_AT, Lines, are_rotated
 from adaptive_kv.cache.geometry import LayerGroup
-
-Lines = npt.NDArray[np.int64]
-"""Of pages, as in `table.PageTable`."""
 
 KEPT_AS = {
     torch.float32: torch.float32,
@@ -21,15 +18,12 @@ KEPT_AS = {
 }
 """What the elements of full pages are handed over as: kernels tell 16-bit types by it."""
 
-_BITS_AT = 4
-_ROTATED_BITS = 4
-
 
 def can_convert(group: LayerGroup, sources: Lines, device: torch.device) -> bool:
     """Whether the kernel makes pages of this group of such pages: of those that are rotated, or of
     others. Kernels for GPUs go first where they pretend to have one."""
-    are_rotated = sources[:, _BITS_AT] == _ROTATED_BITS
-    if are_rotated.any() and not are_rotated.all():
+    rotated = are_rotated(sources)
+    if rotated.any() and not rotated.all():
         return False
     is_known = group.dtype in KEPT_AS and group.key_dim % 2 == group.value_dim % 2 == 0
     is_here = device.type == "cpu" and not triton_here.is_interpreted()
@@ -55,17 +49,17 @@ def convert(
     from adaptive_kv.cache.formats import cpu_kernel  # noqa: PLC0415 - loads Numba, a while
 
     kind = torch.zeros(1, dtype=KEPT_AS[group.dtype]).numpy()
-    num_tokens = int((256 // sources[:, _BITS_AT]).sum())
+    num_tokens = int((256 // sources[:, BITS_AT]).sum())
     keys, values = (
         torch.empty(group.num_layers * group.num_kv_heads, num_tokens, dim)
         for dim in (group.key_dim, group.value_dim)
     )
     shape = group.num_kv_heads, pages_per_slab
     cpu_kernel.copy(kind, sources, *shape, keys.numpy(), values.numpy(), True)
-    if (sources[:, _BITS_AT] == _ROTATED_BITS).any():
+    if are_rotated(sources).any():
         keys = rotate(keys)
     keys, values = (rows.to(group.dtype).float() for rows in (keys, values))
-    if (targets[:, _BITS_AT] == _ROTATED_BITS).any():
+    if are_rotated(targets).any():
         keys = rotate(keys)
     cpu_kernel.copy(kind, targets, *shape, keys.numpy(), values.numpy(), False)
 

@@ -2,36 +2,33 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adaptive_kv.cache.formats import triton_here
+from adaptive_kv.cache.formats.lines import BITS_AT, Lines
 from adaptive_kv.cache.geometry import LayerGroup
 from adaptive_kv.sending import to_device
 
-Line = tuple[int, int, int, int, int, int]
-"""A page, as in `table.PageTable`."""
-
-_BITS_AT = 4
 _MAX_DIM = 128
 """Tiles of larger heads do not stay in registers."""
 _MIN_HALF = 16
 """Columns of the smallest product that a tensor core takes."""
 
 
-def can_convert(group: LayerGroup, sources: Sequence[Line], device: torch.device) -> bool:
+def can_convert(group: LayerGroup, sources: Lines, device: torch.device) -> bool:
     """Whether the kernel makes pages of this group of such pages: all of one format."""
-    is_one_format = len({line[_BITS_AT] for line in sources}) == 1
+    is_one_format = bool((sources[:, BITS_AT] == sources[0, BITS_AT]).all())
     return is_one_format and triton_here.can_handle(group, device, _MAX_DIM)
 
 
 def convert(
     group: LayerGroup,
-    sources: Sequence[Line],
-    targets: Sequence[Line],
+    sources: Lines,
+    targets: Lines,
     pages_per_slab: tuple[int, int],
     device: torch.device,
 ) -> None:
@@ -39,10 +36,10 @@ def convert(
 
     Pages are all of one format on either side, not the same, and follow each other.
     """
-    source_bits, target_bits = sources[0][_BITS_AT], targets[0][_BITS_AT]
+    source_bits, target_bits = int(sources[0, BITS_AT]), int(targets[0, BITS_AT])
     num_tokens = len(targets) * 256 // target_bits
     num_tiles = num_tokens // convert_options(group, source_bits, target_bits)["tokens"]
-    lines = [line[:_BITS_AT] + line[_BITS_AT + 1 :] for line in (*sources, *targets)]
+    lines = np.delete(np.concatenate([sources, targets]), BITS_AT, axis=1)
     sent = to_device(lines, device, torch.int64)
     some = sent[: len(sources)], sent[len(sources) :]
     _start(group, num_tiles, *some, pages_per_slab, source_bits, target_bits)
